@@ -1,0 +1,252 @@
+"""Settings: YAML plus key=value overrides become frozen, typed models; an unknown key is an error with a suggestion.
+
+The settings of a student, a teacher or a method belong to it and stand in its own file (`Settings` of the class); here such
+a part is a `Choice`: a name and the rest, which the registry that knows the name turns into the typed settings.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from distilrec.errors import ConfigError
+
+S = TypeVar("S", bound="Settings")
+
+
+class Settings(BaseModel):
+    """Base of every settings model: frozen, unknown keys refused, values checked."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ColumnSettings(Settings):
+    """Columns by name; None means: guess and say."""
+
+    user: str | None = None
+    item: str | None = None
+    time: str | None = None
+    rating: str | None = None
+    item_key: str | None = None
+    title: str | None = None
+    text: list[str] | None = None
+
+
+class FilterSettings(Settings):
+    """What is dropped from the log before it is split."""
+
+    min_rating: float | None = None
+    duplicates: Literal["exact", "first", "last", "none"] = "exact"
+    k_core_user: int = Field(5, ge=1)
+    k_core_item: int = Field(5, ge=1)
+    min_history: int = Field(3, ge=2)
+
+
+class SessionSettings(Settings):
+    """How a user's history is cut into sessions, if at all."""
+
+    by: Literal["none", "gap", "day"] = "none"
+    gap_minutes: float = Field(30.0, gt=0)
+
+
+class SplitSettings(Settings):
+    """How examples are shared out among training, validation and test.
+
+    `leave_one_out`: the last item of each history is the test target, the one before it the validation target.
+    `global_time`: next-item examples in order of time, cut at `train` and `train + valid`.
+    `random_sessions`: whole sessions at random, the last item of each held-out session is its target.
+    """
+
+    kind: Literal["leave_one_out", "global_time", "random_sessions"] = "leave_one_out"
+    train: float | None = Field(None, gt=0, lt=1)
+    valid: float | None = Field(None, gt=0, lt=1)
+
+    def shares(self) -> tuple[float, float]:
+        """Return the shares of training and validation (defaults: 0.8/0.1 by time, 0.6/0.2 by session)."""
+        default = (0.8, 0.1) if self.kind == "global_time" else (0.6, 0.2)
+        return (self.train or default[0], self.valid or default[1])
+
+    @model_validator(mode="after")
+    def _room_for_test(self) -> "SplitSettings":
+        if sum(self.shares()) >= 1:
+            raise ValueError("train + valid must stay below 1, so that something is left to test on")
+        return self
+
+
+class DataSettings(Settings):
+    """Where the data come from and how they are prepared."""
+
+    source: str | None = None
+    interactions: Path | None = None
+    items: Path | None = None
+    columns: ColumnSettings = ColumnSettings()
+    filters: FilterSettings = FilterSettings()
+    sessions: SessionSettings = SessionSettings()
+    split: SplitSettings = SplitSettings()
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "DataSettings":
+        if (self.source is None) == (self.interactions is None):
+            raise ValueError("give either source (a public data set) or interactions (a file), not both")
+        return self
+
+
+class Choice(BaseModel):
+    """A named thing and its own settings, still unchecked: `{name: sasrec, hidden_size: 64}`."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str
+
+    def settings(self) -> dict[str, Any]:
+        """Return everything but the name."""
+        return dict(self.model_extra or {})
+
+
+class TrainSettings(Settings):
+    """How a model is trained. One loop serves students and teachers.
+
+    `batch_tokens`: history items in a batch, padding included. `stride`: how far apart the windows start into which a
+    history longer than the model's reach is cut; half the reach if not set. `validate_every`: validate after every n-th epoch.
+    """
+
+    epochs: int = Field(100, ge=1)
+    patience: int = Field(10, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    warmup_steps: int = Field(0, ge=0)
+    clip_norm: float | None = Field(None, gt=0)
+    batch_tokens: int = Field(4096, ge=1)
+    stride: int | None = Field(None, ge=1)
+    validate_every: int = Field(1, ge=1)
+    select_by: str = "ndcg@10"
+    checkpoint_seconds: float = Field(30.0, ge=0)
+
+
+class AnnotateSettings(Settings):
+    """What the teacher is asked for and how it is stored."""
+
+    top_k: int = Field(20, ge=1)
+    batch_tokens: int = Field(4096, ge=1)
+    shard_rows: int = Field(20_000, ge=1)
+
+
+class EvaluateSettings(Settings):
+    """How models are measured: full ranking over the catalogue, ties against the target."""
+
+    cutoffs: list[int] = Field([1, 5, 10, 20], min_length=1)
+    bootstrap: int = Field(2000, ge=10)
+    filter_seen: bool = False
+    batch_tokens: int = Field(16_384, ge=1)
+    timing_users: int = Field(1000, ge=1)
+
+    @model_validator(mode="after")
+    def _positive(self) -> "EvaluateSettings":
+        if any(cutoff < 1 for cutoff in self.cutoffs):
+            raise ValueError("cutoffs must be at least 1")
+        return self
+
+
+class Config(Settings):
+    """A whole run."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = Field(42, ge=0)
+    threads: int | None = Field(None, ge=1)
+    data: DataSettings
+    student: Choice = Choice(name="sasrec")
+    train: TrainSettings = TrainSettings()
+    teacher: Choice = Choice(name="e4srec")
+    teach: TrainSettings = TrainSettings()
+    annotate: AnnotateSettings = AnnotateSettings()
+    method: Choice = Choice(name="dllm2rec")
+    distil: TrainSettings | None = None
+    evaluate: EvaluateSettings = EvaluateSettings()
+
+    def distil_settings(self) -> TrainSettings:
+        """Return how the distilled student is trained: like the plain one, unless told otherwise."""
+        return self.distil or self.train
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = (), base: Mapping[str, Any] | None = None) -> Config:
+    """Read a YAML file, lay it over `base`, lay `key.sub=value` overrides on top, and check everything.
+
+    Raises:
+        ConfigError: unreadable file, unknown key (with the nearest known one) or a value out of range.
+    """
+    content = _deep_merge(dict(base or {}), _read_yaml(path) if path else {})
+    for override in overrides:
+        key, found, text = override.partition("=")
+        if not found or not key:
+            raise ConfigError(f"{override!r} is not key=value.", remedy="Write overrides as train.epochs=5.")
+        _set(content, key.split("."), _parse(text, key), key)
+    return checked(Config, content, where=str(path) if path else "settings")
+
+
+def checked(model: type[S], content: Mapping[str, Any], *, where: str) -> S:
+    """Build a settings model, turning pydantic's complaint into one line."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = _known_keys(model, [str(part) for part in first["loc"][:-1]])
+            near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
+            raise ConfigError(f"unknown setting {key!r}.", where=where, remedy=hint) from None
+        message = first["msg"].removeprefix("Value error, ")
+        got = "" if first["type"] in ("missing", "value_error") else f" (got {first['input']!r})"
+        raise ConfigError(f"{key + ': ' if key else ''}{message}{got}.", where=where, remedy="Correct it.") from None
+
+
+def _known_keys(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+    for part in path:
+        field = model.model_fields.get(part)
+        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+        inner = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+        if inner is None:
+            break
+        model = inner
+    return list(model.model_fields)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError("no such file.", where=str(path), remedy="Check the path of the configuration.") from None
+    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+        text = " ".join(str(error).split())
+        raise ConfigError(f"not valid YAML ({text}).", where=str(path), remedy="Mend the file.") from None
+    if not isinstance(content, dict):
+        raise ConfigError("the file must hold `key: value` settings.", where=str(path), remedy="See configs/demo.yaml.")
+    return content
+
+
+def _parse(text: str, key: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"{key}: cannot read the value {text!r}.", remedy="Quote it.") from None
+
+
+def _set(content: dict[str, Any], path: Sequence[str], value: Any, key: str) -> None:
+    for part in path[:-1]:
+        step = content.setdefault(part, {})
+        if not isinstance(step, dict):
+            raise ConfigError(f"{key}: {part!r} is a value, not a group of settings.", remedy="Correct the key.")
+        content = step
+    content[path[-1]] = value
+
+
+def _deep_merge(low: dict[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(low)
+    for key, value in high.items():
+        below = merged.get(key)
+        same_name = isinstance(value, Mapping) and isinstance(below, dict) and value.get("name", below.get("name")) == below.get("name")
+        merged[key] = _deep_merge(below, value) if same_name and isinstance(below, dict) else value
+    return merged

@@ -1,0 +1,58 @@
+"""Read item text: one title and one text for the language model per item of the catalogue."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from distilrec.columns import INDEX, ITEM, TEXT, TITLE
+from distilrec.config import ColumnSettings
+from distilrec.data.guess import guess, guess_item_id, guess_text
+from distilrec.data.tables import read_table
+
+
+@dataclass(frozen=True, slots=True)
+class ItemTexts:
+    """Text of the catalogue.
+
+    Attributes:
+        frame: INDEX, ITEM, TITLE, TEXT, one row per item of the catalogue, in the order of its internal ids.
+        roles: role -> the file's column (text columns joined by a comma).
+        without_text: items of the catalogue for which no text was found; their id stands in for the title.
+        unused: rows of the file whose item is not in the catalogue.
+    """
+
+    frame: pl.DataFrame
+    roles: dict[str, str]
+    without_text: int
+    unused: int
+
+
+def read_items(path: Path | None, item_ids: pl.Series, columns: ColumnSettings) -> ItemTexts:
+    """Read the text of the items `item_ids` (the catalogue, in internal order).
+
+    Without a file, or where an item has no row or an empty title, the item's id stands in; such items are counted.
+
+    Raises:
+        InputError: the file cannot be read, no column holds the catalogue's ids, or the title column is unclear.
+    """
+    base = pl.DataFrame({INDEX: range(item_ids.len()), ITEM: item_ids}, schema_overrides={INDEX: pl.Int64})
+    if path is None:
+        frame = base.with_columns(pl.col(ITEM).alias(TITLE), pl.col(ITEM).alias(TEXT))
+        return ItemTexts(frame, {}, item_ids.len(), 0)
+    table = read_table(path)
+    key = guess_item_id(table.frame, table.names, item_ids, given=columns.item_key, where=str(path))
+    rest = [name for name in table.names if name != key]
+    title = guess(TITLE, rest, given=columns.title, where=str(path))
+    texts = guess_text(table.frame, [name for name in rest if name != title], given=columns.text, where=str(path))
+    clean = [pl.col(name).cast(pl.String, strict=False).str.strip_chars().replace("", None) for name in (title, *texts)]
+    rows = table.frame.select(pl.col(key).cast(pl.String).str.strip_chars().alias(ITEM), *clean)
+    rows = rows.unique(ITEM, keep="first", maintain_order=True)
+    joined = pl.concat_str([pl.col(title), *(pl.col(name) for name in texts)], separator=", ", ignore_nulls=True)
+    rows = rows.select(ITEM, pl.col(title).alias(TITLE), pl.when(pl.col(title).is_null()).then(None).otherwise(joined).alias(TEXT))
+    frame = base.join(rows, on=ITEM, how="left", maintain_order="left")
+    without = frame[TITLE].null_count()
+    frame = frame.with_columns(pl.col(TITLE).fill_null(pl.col(ITEM)), pl.col(TEXT).fill_null(pl.col(ITEM)))
+    unused = rows.height - rows.join(base, on=ITEM, how="semi").height
+    roles = {"item_key": key, TITLE: str(title)} | ({TEXT: ", ".join(texts)} if texts else {})
+    return ItemTexts(frame, roles, without, unused)

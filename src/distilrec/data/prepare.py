@@ -1,0 +1,84 @@
+"""From files to a prepared data set: read, filter, map ids, split, write."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from distilrec.columns import TITLE
+from distilrec.config import DataSettings
+from distilrec.data.dataset import Dataset, write_dataset
+from distilrec.data.filters import apply_filters
+from distilrec.data.interactions import read_interactions
+from distilrec.data.items import ItemTexts, read_items
+from distilrec.data.split import split
+
+
+def prepare(
+    interactions: Path, items: Path | None, settings: DataSettings, folder: Path, *, seed: int, say: Callable[[str], None]
+) -> Dataset:
+    """Prepare a data set from a log and, where there is one, a file of item text.
+
+    What was guessed, assumed, dropped or missing is said line by line and kept in the manifest.
+
+    Args:
+        interactions: log of interactions.
+        items: item text, or None.
+        settings: columns, filters, sessions, split.
+        folder: where the data set is written.
+        seed: for the random split.
+        say: receives each line.
+    """
+    log = read_interactions(interactions, settings.columns)
+    notes: list[str] = []
+
+    def note(line: str) -> None:
+        notes.append(line)
+        say(f"  {line}")
+
+    note(f"columns of {interactions.name}: {_roles(log.roles)}")
+    for line in log.notes:
+        note(line)
+    frame, dropped = apply_filters(log, settings.filters, settings.sessions)
+    if lost := ", ".join(f"{name} {count:,}" for name, count in dropped.items() if count):
+        note(f"filters dropped: {lost}")
+    found: list[ItemTexts] = []
+
+    def texts_of(item_ids):  # type: ignore[no-untyped-def]
+        found.append(read_items(items, item_ids, settings.columns))
+        return found[0]
+
+    details = {
+        "source": settings.source or interactions.name,
+        "filters": settings.filters.model_dump(),
+        "sessions": settings.sessions.model_dump(),
+        "split": settings.split.model_dump(),
+        "columns": log.roles,
+        "dropped": dropped,
+    }
+    parts = []
+
+    def split_of(offsets, times):  # type: ignore[no-untyped-def]
+        parts.append(split(offsets, times, settings.split, seed))
+        return parts[0]
+
+    dataset = write_dataset(folder, frame, texts_of, split_of, details)
+    texts = found[0]
+    if items is None:
+        note("no items file: item ids stand in for titles, so the language model reads no text")
+    else:
+        note(f"columns of {items.name}: {_roles(texts.roles)}")
+        if texts.without_text:
+            note(f"{texts.without_text:,} of {dataset.n_items:,} items have no {TITLE}; their id stands in")
+        if texts.unused:
+            note(f"{texts.unused:,} rows of {items.name} belong to items outside the catalogue")
+    if parts[0].note:
+        note(parts[0].note)
+    counts = dataset.manifest
+    say(
+        f"  {counts['n_users']:,} histories, {counts['n_items']:,} items, {counts['n_interactions']:,} interactions; "
+        f"{counts['n_train_targets']:,} training, {counts['n_valid']:,} validation, {counts['n_test']:,} test targets"
+    )
+    return dataset
+
+
+def _roles(roles: dict[str, str]) -> str:
+    return ", ".join(f"{role} <- {column!r}" for role, column in roles.items())

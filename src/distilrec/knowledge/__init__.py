@@ -1,0 +1,1 @@
+"""What a teacher said, stored once, per example."""

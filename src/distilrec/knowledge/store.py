@@ -1,0 +1,161 @@
+"""The store of a teacher's knowledge: Parquet shards, item vectors in safetensors, a JSON manifest.
+
+A shard is written whole or not at all and never changed; rows are keyed by example id. One process may write at a time, any
+number may read. What a killed writer left behind is complete shards only, so the next one goes on behind them.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from distilrec.columns import EXAMPLE, ITEMS, SCORES
+from distilrec.data.dataset import Dataset
+from distilrec.data.split import Ints
+from distilrec.errors import FingerprintError, InputError
+from distilrec.files import locked, read_json, write_json, write_with
+
+FORMAT = 1
+_VECTORS = "item_vectors.safetensors"
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """A store opened for reading.
+
+    Attributes:
+        manifest: data set, teacher, versions and settings it was made with.
+        examples: [E] int64 example ids, ascending.
+        items: [E, K] int64 item ids, the teacher's best first.
+        scores: [E, K] float32, higher = surer.
+        item_vectors: [N, D] float32, or None if the teacher gave none.
+    """
+
+    manifest: dict[str, Any]
+    examples: Ints
+    items: npt.NDArray[np.int64]
+    scores: npt.NDArray[np.float32]
+    item_vectors: Tensor | None
+
+    @cached_property
+    def _tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.from_numpy(self.examples), torch.from_numpy(self.items), torch.from_numpy(self.scores)
+
+    def rankings(self, examples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Look up what the teacher said about some examples.
+
+        Args:
+            examples: [T] int64 example ids.
+
+        Returns:
+            Items [T, K] int64, scores [T, K] float32, and [T] bool: whether the teacher was asked. Where not, items and scores
+            are those of some other example and must not be used.
+        """
+        known, items, scores = self._tensors
+        place = torch.searchsorted(known, examples.cpu()).clamp_(max=len(known) - 1)
+        asked = known[place] == examples.cpu()
+        device = examples.device
+        return items[place].to(device), scores[place].to(device), asked.to(device)
+
+
+class KnowledgeWriter:
+    """Appends to a store. Made by `writing`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._next = len(_shards(folder))
+
+    def done(self) -> Ints:
+        """Return the ids of all examples stored so far, ascending."""
+        frames = [pl.read_parquet(shard, columns=[EXAMPLE])[EXAMPLE].to_numpy() for shard in _shards(self.folder)]
+        return np.sort(np.concatenate(frames)) if frames else np.empty(0, dtype=np.int64)
+
+    def append(self, rows: pl.DataFrame) -> None:
+        """Write one shard: EXAMPLE, ITEMS, SCORES and whatever else is worth keeping."""
+        write_with(self.folder / f"shard-{self._next:05d}.parquet", lambda part: rows.write_parquet(part))
+        self._next += 1
+
+    def put_item_vectors(self, vectors: Tensor) -> None:
+        """Store item vectors, [N, D] float32."""
+        tensors = {"item_vectors": vectors.detach().float().contiguous().cpu()}
+        write_with(self.folder / _VECTORS, lambda part: save_file(tensors, part))
+
+    @property
+    def has_item_vectors(self) -> bool:
+        """Whether item vectors are stored."""
+        return (self.folder / _VECTORS).exists()
+
+
+@contextmanager
+def writing(folder: Path, dataset: Dataset, details: dict[str, Any]) -> Iterator[KnowledgeWriter]:
+    """Open a store for writing, making it if there is none; only one process can at a time.
+
+    Args:
+        folder: the store.
+        dataset: what its example ids refer to.
+        details: teacher, settings, versions; kept in the manifest and compared when a run resumes.
+
+    Raises:
+        LockedError: another process writes it.
+        FingerprintError: it was made from other data or by another teacher or other settings.
+    """
+    manifest = {"format": FORMAT, "dataset": dataset.fingerprint, "n_items": dataset.n_items, **details}
+    with locked(folder / ".lock", "the knowledge store"):
+        for leftover in folder.glob(".*.part"):
+            leftover.unlink()
+        path = folder / "manifest.json"
+        if path.exists():
+            found = read_json(path)
+            if found != manifest:
+                keys = [key for key in manifest | found if manifest.get(key) != found.get(key)]
+                raise FingerprintError(
+                    f"the store was made with other {', '.join(keys)}.",
+                    where=str(folder),
+                    remedy="Use another folder, or delete this one.",
+                )
+        else:
+            write_json(path, manifest)
+        yield KnowledgeWriter(folder)
+
+
+def open_knowledge(folder: Path, dataset: Dataset) -> Knowledge:
+    """Open a store for reading.
+
+    Raises:
+        InputError: there is none or it holds no row.
+        FingerprintError: it belongs to another data set.
+    """
+    manifest = read_json(folder / "manifest.json")
+    if manifest.get("dataset") != dataset.fingerprint:
+        raise FingerprintError(
+            "the knowledge belongs to another data set (its fingerprint differs).",
+            where=str(folder),
+            remedy="Annotate this data set, or use the one it was made for.",
+        )
+    shards = _shards(folder)
+    if not shards:
+        raise InputError("the store holds no rows.", where=str(folder), remedy="Run annotate first.")
+    frame = pl.concat([pl.read_parquet(shard, columns=[EXAMPLE, ITEMS, SCORES]) for shard in shards])
+    frame = frame.unique(EXAMPLE, keep="first").sort(EXAMPLE)
+    path = folder / _VECTORS
+    vectors = load_file(path)["item_vectors"] if path.exists() else None
+    return Knowledge(
+        manifest,
+        frame[EXAMPLE].to_numpy().astype(np.int64),
+        frame[ITEMS].explode().to_numpy().reshape(frame.height, -1).astype(np.int64),
+        frame[SCORES].explode().to_numpy().reshape(frame.height, -1).astype(np.float32),
+        vectors,
+    )
+
+
+def _shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("shard-*.parquet"))

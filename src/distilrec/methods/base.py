@@ -1,0 +1,53 @@
+"""What a method is: five hooks. `loss` must be written; the others do nothing unless a method needs them."""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from distilrec.config import Settings
+from distilrec.data.batching import Batch
+from distilrec.data.dataset import Dataset
+from distilrec.data.split import Ints
+from distilrec.errors import InputError
+from distilrec.knowledge.store import Knowledge
+
+
+class Method(nn.Module, ABC):
+    """How a student learns. Parameters that a method owns are trained along with the student's."""
+
+    name: ClassVar[str]
+    Settings: ClassVar[type[Settings]]
+    needs: ClassVar[frozenset[str]] = frozenset()  # of {"rankings", "item_vectors"}
+
+    def __init__(self, settings: Any, knowledge: Knowledge | None) -> None:
+        super().__init__()
+        self.settings = settings
+        self.knowledge = knowledge
+        if self.needs and knowledge is None:
+            raise InputError(f"the method {self.name} needs a teacher's {' and '.join(sorted(self.needs))}.", remedy="Annotate first.")
+        if "item_vectors" in self.needs and knowledge is not None and knowledge.item_vectors is None:
+            raise InputError(
+                f"the method {self.name} needs item vectors and this teacher gave none.", remedy="Choose a teacher that gives them."
+            )
+
+    def select(self, dataset: Dataset, examples: Ints) -> Ints:
+        """Return the examples worth asking the teacher about, out of `examples`; all of them by default."""
+        return examples
+
+    def item_embedding(self, table: nn.Module) -> nn.Module:
+        """Return what takes the place of the student's item table; calling it gives [items, width]."""
+        return table
+
+    @abstractmethod
+    def loss(self, batch: Batch, states: Tensor, table: Tensor) -> dict[str, Tensor]:
+        """Return named parts of the loss; the loop sums and logs them.
+
+        Args:
+            batch: targets and example ids, [T] each.
+            states: [T, width] the student's state before each target.
+            table: [items, width] the student's item vectors.
+        """
+
+    def refine_teacher(self, teacher: Any, round_number: int) -> None:
+        """Change the teacher between rounds; nothing by default."""

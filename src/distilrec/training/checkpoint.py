@@ -1,0 +1,86 @@
+"""Checkpoints: everything a training needs to go on bit for bit, in one safetensors file that is replaced atomically."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from distilrec.errors import FingerprintError
+from distilrec.files import write_with
+
+
+def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that training changes, by name."""
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def snapshot(module: nn.Module) -> dict[str, Tensor]:
+    """Return a copy of the trainable parameters."""
+    return {name: parameter.detach().clone() for name, parameter in trainable(module).items()}
+
+
+def restore(module: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Put a snapshot back."""
+    with torch.no_grad():
+        for name, parameter in trainable(module).items():
+            parameter.copy_(values[name])
+
+
+def save_checkpoint(
+    path: Path, module: nn.Module, optimizer: Optimizer, best: Mapping[str, Tensor], state: Mapping[str, Any]
+) -> None:
+    """Save weights, optimiser, best weights, random state and the JSON `state` (where training stands)."""
+    tensors = {f"model.{name}": value.detach().contiguous() for name, value in trainable(module).items()}
+    tensors |= {f"best.{name}": value.contiguous() for name, value in best.items()}
+    for index, entries in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value).contiguous() for key, value in entries.items()}
+    tensors["random"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random_cuda"] = torch.cuda.get_rng_state()
+    write_with(path, lambda part: save_file(tensors, part, {"state": json.dumps(dict(state))}))
+
+
+def load_checkpoint(
+    path: Path, module: nn.Module, optimizer: Optimizer, identity: str
+) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Put a checkpoint back into module, optimiser and random state.
+
+    Returns:
+        The best weights so far and the saved `state`, or None where there is no checkpoint.
+
+    Raises:
+        FingerprintError: it belongs to other data or settings, or cannot be read.
+    """
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = json.loads((file.metadata() or {})["state"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise FingerprintError(f"broken checkpoint ({error}).", where=str(path), remedy="Delete it and run again.") from None
+    if state["identity"] != identity:
+        raise FingerprintError(
+            "the checkpoint belongs to other data or settings.", where=str(path), remedy="Delete it, or use another run name."
+        )
+    restore(module, _under("model", tensors))
+    saved = optimizer.state_dict()
+    saved["state"] = {}
+    for name, value in _under("optimizer", tensors).items():
+        index, key = name.split(".", 1)
+        saved["state"].setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict(saved)
+    torch.set_rng_state(tensors["random"])
+    if "random_cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["random_cuda"])
+    return _under("best", tensors), state
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name[len(prefix) + 1 :]: value for name, value in tensors.items() if name.startswith(prefix + ".")}

@@ -1,0 +1,95 @@
+"""What the loop trains: a model on the training windows of a data set, with a loss and a validation measure."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor, nn
+
+from distilrec.config import TrainSettings
+from distilrec.data.batching import Batch, batches, plan, training_windows
+from distilrec.data.dataset import Dataset
+from distilrec.data.split import Ints
+from distilrec.losses.catalogue import cross_entropy
+from distilrec.methods.base import Method
+
+
+class CausalModel(Protocol):
+    """A model whose every position predicts the next item: students, and teachers with a prediction layer."""
+
+    @property
+    def max_length(self) -> int:
+        """Most history items read."""
+
+    def item_vectors(self) -> Tensor:
+        """[N, d]."""
+
+    def encode(self, histories: Tensor, lengths: Tensor, table: Tensor) -> Tensor:
+        """[B, L, d]."""
+
+
+Loss = Callable[[Batch, Tensor, Tensor], dict[str, Tensor]]
+Validate = Callable[[Any], dict[str, float]]
+
+
+class Task(nn.Module):
+    """One training: model, loss, data and validation. Calling it on a batch gives the named parts of the loss.
+
+    Args:
+        model: the model to train.
+        dataset: its training part is trained on.
+        settings: batch size and stride.
+        seed: of the order of batches.
+        validate: model -> named measures, higher is better.
+        method: how to learn; None means cross-entropy on the targets.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dataset: Dataset,
+        settings: TrainSettings,
+        *,
+        seed: int,
+        validate: Validate,
+        method: Method | None = None,
+    ) -> None:
+        super().__init__()
+        self.model, self.method = model, method
+        self.dataset, self.settings, self.seed = dataset, settings, seed
+        self._validate = validate
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the parts of the loss on a batch."""
+        model: Any = self.model
+        table = model.item_vectors()
+        states = model.encode(batch.histories, batch.lengths, table).flatten(0, 1).index_select(0, batch.positions)
+        if self.method is None:
+            return {"target": cross_entropy(states, table, batch.targets)}
+        return self.method.loss(batch, states, table)
+
+    def epoch(self, number: int) -> tuple[int, Callable[[int], Iterator[Batch]]]:
+        """Return the number of batches of an epoch and a function that yields them from the n-th on.
+
+        The order depends on the seed and the epoch's number alone, so that a resumed epoch goes on where it was.
+        """
+        model: Any = self.model
+        generator = np.random.default_rng([self.seed, number])
+        shift = generator.integers(0, 1 << 30, len(self.dataset.offsets) - 1)
+        windows = training_windows(self.dataset, model.max_length, self.settings.stride, shift)
+        groups: list[Ints] = plan(windows.end - windows.start, self.settings.batch_tokens, generator)
+        return len(groups), lambda first: batches(self.dataset, windows, groups[first:])
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return trainable parameters, grouped where a model asks for different learning rates."""
+        groups = getattr(self.model, "parameter_groups", None)
+        if groups is not None:
+            return list(groups(self.settings.learning_rate))
+        return [{"params": [parameter for parameter in self.parameters() if parameter.requires_grad]}]
+
+    def validate(self) -> dict[str, float]:
+        """Measure the model on validation examples."""
+        self.eval()
+        measures = self._validate(self.model)
+        self.train()
+        return measures
