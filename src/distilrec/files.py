@@ -30,7 +30,7 @@ def write_with(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(handle.fileno())
         part.replace(path)
         _sync_folder(path.parent)
-    except OSError as error:
+    except Exception as error:
         raise disk_error(error, path) from error
     finally:
         part.unlink(missing_ok=True)
@@ -65,9 +65,13 @@ def read_json(path: Path) -> Any:
         raise InputError(f"not valid JSON ({error}).", where=str(path), remedy="Delete it and run again.") from error
 
 
-def disk_error(error: OSError, path: Path) -> Exception:
-    """Turn `no space left` into a `DiskFullError`; give any other error back as it came."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+def disk_error(error: Exception, path: Path) -> Exception:
+    """Turn `no space left` into a `DiskFullError`; give any other error back as it came.
+
+    Writers in Rust (Parquet, safetensors) raise their own errors with the system's words in them.
+    """
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or any(words in str(error) for words in ("os error 28", "No space left", "StorageFull")):
         free = shutil.disk_usage(existing_parent(path)).free / 2**20
         return DiskFullError(
             f"no space left on the disk ({free:.0f} MiB free).", where=str(path), remedy="Free some room and run again."

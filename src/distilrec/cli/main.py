@@ -1,0 +1,58 @@
+"""`distilrec VERB ...`: one file a verb; errors become one line and an exit code."""
+
+import signal
+import sys
+from typing import NoReturn
+
+import typer
+
+from distilrec.cli import fetch, stages
+from distilrec.errors import DistilrecError
+from distilrec.files import disk_error
+
+app = typer.Typer(
+    help="Turn a slow LLM recommender into a small sequential recommender.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("fetch")(fetch.fetch)
+for verb in stages.VERBS:
+    app.command(verb.__name__)(verb)
+
+
+def main() -> NoReturn:
+    """Run the command line. Exit codes: 0 done, 2 wrong input, 130 interrupted, 1 a fault of ours."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = app(standalone_mode=False)
+    except KeyboardInterrupt:
+        _stop("Interrupted. The same command goes on where it was.", 130)
+    except DistilrecError as error:
+        _stop(f"Error: {error.line()}", error.exit_code)
+    except typer.Abort:
+        _stop("Interrupted. The same command goes on where it was.", 130)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # a usage error: unknown option, missing argument
+            _stop(f"Error: {error.format_message()} See distilrec --help.", 2)
+        known = disk_error(error, _here())
+        if isinstance(known, DistilrecError):
+            _stop(f"Error: {known.line()}", known.exit_code)
+        raise  # a fault of ours: the traceback belongs into a report, Python exits with 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _stop(line: str, code: int) -> NoReturn:
+    print(line, file=sys.stderr)
+    sys.exit(code)
+
+
+def _here():  # type: ignore[no-untyped-def]
+    from pathlib import Path
+
+    return Path.cwd()
+
+
+def _interrupt(_number: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt

@@ -1,0 +1,103 @@
+"""The verbs that do stages of a run. Each does the stages before it too, unless they are done already."""
+
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.table import Table
+
+from distilrec.config import Config, load_config
+from distilrec.errors import ConfigError
+from distilrec.progress import console, say
+
+Words = Annotated[list[str] | None, typer.Argument(help="A configuration file and key=value settings, for example train.epochs=5.")]
+Log = Annotated[Path | None, typer.Option("--interactions", help="Log of interactions, any supported format.")]
+Texts = Annotated[Path | None, typer.Option("--items", help="Item ids and titles.")]
+Name = Annotated[str | None, typer.Option("--name", help="Name of the run; its folder is OUT/NAME.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder that holds runs.")]
+
+
+def prepare(words: Words = None, interactions: Log = None, items: Texts = None, name: Name = None, out: Out = Path("runs")) -> None:
+    """Read, filter, map and split the data."""
+    _do(words, interactions, items, name, out, lambda run: run.data)
+
+
+def train(words: Words = None, interactions: Log = None, items: Texts = None, name: Name = None, out: Out = Path("runs")) -> None:
+    """Train the plain student."""
+    _do(words, interactions, items, name, out, lambda run: run.student)
+
+
+def teach(words: Words = None, interactions: Log = None, items: Texts = None, name: Name = None, out: Out = Path("runs")) -> None:
+    """Train the LLM teacher."""
+    _do(words, interactions, items, name, out, lambda run: run.teacher)
+
+
+def annotate(words: Words = None, interactions: Log = None, items: Texts = None, name: Name = None, out: Out = Path("runs")) -> None:
+    """Store what the teacher says about the training examples."""
+    _do(words, interactions, items, name, out, lambda run: run.knowledge)
+
+
+def distil(words: Words = None, interactions: Log = None, items: Texts = None, name: Name = None, out: Out = Path("runs")) -> None:
+    """Train the student with the teacher's knowledge."""
+    _do(words, interactions, items, name, out, lambda run: run.distilled)
+
+
+def evaluate(words: Words = None, interactions: Log = None, items: Texts = None, name: Name = None, out: Out = Path("runs")) -> None:
+    """Measure plain student, teacher and distilled student; write results.json and report.html."""
+    _do(words, interactions, items, name, out, lambda run: show(run.evaluate(), run.root))
+
+
+def run(words: Words = None, interactions: Log = None, items: Texts = None, name: Name = None, out: Out = Path("runs")) -> None:
+    """Do every stage that is not done yet, and report."""
+    _do(words, interactions, items, name, out, lambda run: show(run.evaluate(), run.root))
+
+
+VERBS: tuple[Callable[..., None], ...] = (prepare, train, teach, annotate, distil, evaluate, run)
+
+
+def read_words(words: Sequence[str], interactions: Path | None, items: Path | None, name: str | None) -> Config:
+    """Turn a verb's arguments into settings: defaults, then the file, then the options and key=value words."""
+    paths = [word for word in words if "=" not in word]
+    overrides = [word for word in words if "=" in word]
+    if len(paths) > 1:
+        raise ConfigError(f"one configuration file is expected, got {', '.join(paths)}.", remedy="Write settings as key=value.")
+    if interactions is not None:
+        overrides += [f"data.interactions={interactions}", "data.source=null"]
+    if items is not None:
+        overrides.append(f"data.items={items}")
+    if name is not None:
+        overrides.append(f"name={name}")
+    elif interactions is not None and not paths:
+        overrides.append(f"name={interactions.name.split('.')[0]}")
+    if not paths and interactions is None and not any(word.startswith(("data.source=", "data.interactions=")) for word in overrides):
+        raise ConfigError("there are no data.", remedy="Give --interactions FILE --items FILE, or a configuration file.")
+    base = yaml.safe_load(files("distilrec").joinpath("defaults.yaml").read_text(encoding="utf-8"))
+    return load_config(Path(paths[0]) if paths else None, overrides, base)
+
+
+def show(results: dict[str, Any], root: Path) -> None:
+    """Print the table of a run."""
+    metrics = [metric for metric in ("hr@10", "ndcg@10", "mrr@10") if metric in results["rows"][0]["metrics"]]
+    table = Table(box=None, pad_edge=False)
+    table.add_column("model")
+    for title in (*metrics, "parameters", "ms/user"):
+        table.add_column(title, justify="right")
+    for row in results["rows"]:
+        cells = [f"{row['metrics'][m]:.4f} [{row['ci95'][m][0]:.4f}, {row['ci95'][m][1]:.4f}]" for m in metrics]
+        table.add_row(f"{row['model']} ({row['role']})", *cells, f"{row['parameters']:,}", f"{row['ms_per_user']:.3f}")
+    console.print(table, markup=False)
+    say(f"{root / 'results.json'}\n{root / 'report.html'}")
+
+
+def _do(
+    words: list[str] | None, interactions: Path | None, items: Path | None, name: str | None, out: Path, work: Callable[[Any], object]
+) -> None:
+    config = read_words(words or [], interactions, items, name)
+    from distilrec.pipeline import Pipeline  # torch loads only once the settings are known to be right
+
+    pipeline = Pipeline(config, out / config.name)
+    with pipeline.lock():
+        work(pipeline)

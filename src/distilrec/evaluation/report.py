@@ -1,0 +1,125 @@
+"""The report: one HTML file that needs nothing from outside, light or dark as the reader's system is."""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from distilrec.files import write_text
+
+_SHOWN = ("hr@1", "hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr@10")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One user, for the eye: titles of the history (oldest first), the held-out title, each model's best titles."""
+
+    user: str
+    history: list[str]
+    target: str
+    recommended: dict[str, list[str]]
+
+
+def write_report(
+    path: Path, name: str, results: Mapping[str, Any], curves: Mapping[str, Sequence[Mapping[str, Any]]], cases: Sequence[Case]
+) -> None:
+    """Write the report of one run.
+
+    Args:
+        path: the HTML file.
+        name: of the run.
+        results: content of results.json.
+        curves: model -> history of its training (`Fit.history`).
+        cases: users to show.
+    """
+    metrics = [metric for metric in _SHOWN if metric in results["rows"][0]["metrics"]]
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    page = environment.from_string(_PAGE).render(
+        name=name, results=results, metrics=metrics, figure=_figure(curves), cases=cases, models=list(curves)
+    )
+    write_text(path, page)
+
+
+def _figure(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Draw loss and validation measure by epoch; return SVG markup."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    matplotlib.rcParams.update({"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": "distilrec"})
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    for model, history in curves.items():
+        left.plot([entry["epoch"] for entry in history], [entry["loss"] for entry in history], label=model)
+        measured = [entry for entry in history if "valid" in entry]
+        metric = "ndcg@10" if measured and "ndcg@10" in measured[0]["valid"] else next(iter(measured[0]["valid"]), "")
+        right.plot([entry["epoch"] for entry in measured], [entry["valid"][metric] for entry in measured], label=model)
+        right.set_title(f"validation {metric}")
+    left.set_title("training loss")
+    for axis in (left, right):
+        axis.set_xlabel("epoch")
+        axis.grid(alpha=0.3)
+    right.legend(fontsize="small")
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None}, transparent=True)
+    pyplot.close(figure)
+    drawn = text.getvalue()
+    return drawn[drawn.index("<svg") :]
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>distilrec: {{ name }}</title>
+<style>
+:root { color-scheme: light dark; --ink: #1c2330; --paper: #fff; --line: #d5dae2; --soft: #f3f5f8; --mark: #0a7d46; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e4e8ef; --paper: #14181f; --line: #39414e; --soft: #1d232c; --mark: #4bd08b; } }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; } th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: right; }
+th:first-child, td:first-child { text-align: left; } th { background: var(--soft); }
+small { opacity: .75; white-space: nowrap; } .hit { color: var(--mark); font-weight: 600; }
+.figure { background: #fff; border-radius: 6px; padding: .5rem; } .figure svg { width: 100%; height: auto; }
+.case { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: 1rem; border-top: 1px solid var(--line); padding: .8rem 0; }
+.case h3 { font-size: .9rem; margin: 0 0 .3rem; } .case ol, .case ul { margin: 0; padding-left: 1.2rem; }
+</style>
+</head>
+<body>
+<h1>distilrec: {{ name }}</h1>
+<p>{{ results.dataset.name }}: {{ "{:,}".format(results.dataset.n_users) }} histories,
+{{ "{:,}".format(results.dataset.n_items) }} items, {{ "{:,}".format(results.dataset.n_interactions) }} interactions.
+Split: {{ results.dataset.split }}. Ranked: {{ results.protocol.ranking }}; seen items
+{{ "taken out" if results.protocol.history_filtered else "left in" }}. Seed {{ results.seed }}.</p>
+<h2>Test figures, with 95 % intervals</h2>
+<div class="wide"><table>
+<tr><th>model</th>{% for metric in metrics %}<th>{{ metric.upper() }}</th>{% endfor %}<th>parameters</th><th>ms a user</th><th>ms alone</th></tr>
+{% for row in results.rows %}
+<tr><td>{{ row.model }}<br><small>{{ row.role }}</small></td>
+{% for metric in metrics %}<td>{{ "%.4f"|format(row.metrics[metric]) }}<br><small>{{ "%.4f"|format(row.ci95[metric][0]) }} to {{ "%.4f"|format(row.ci95[metric][1]) }}</small></td>{% endfor %}
+<td>{{ "{:,}".format(row.parameters) }}</td><td>{{ "%.3f"|format(row.ms_per_user) }}</td><td>{{ "%.2f"|format(row.latency_ms) }}</td></tr>
+{% endfor %}
+</table></div>
+<p><small>Intervals: {{ results.protocol.interval }}. One seed; a claim needs several and a paired test.
+ms a user: top 10 of the whole catalogue for many users, per user; ms alone: one user at a time.</small></p>
+<h2>Training</h2>
+<div class="figure">{{ figure|safe }}</div>
+<h2>Three users</h2>
+{% for case in cases %}
+<div class="case">
+<div><h3>User {{ case.user }}: last items</h3><ul>{% for title in case.history %}<li>{{ title }}</li>{% endfor %}</ul>
+<p>held out: <span class="hit">{{ case.target }}</span></p></div>
+{% for model in models %}
+<div><h3>{{ model }}</h3><ol>{% for title in case.recommended[model] %}<li{% if title == case.target %} class="hit"{% endif %}>{{ title }}</li>{% endfor %}</ol></div>
+{% endfor %}
+</div>
+{% endfor %}
+<p><small>Versions: {% for library, number in results.versions.items() %}{{ library }} {{ number }}{{ "" if loop.last else ", " }}{% endfor %}.</small></p>
+</body>
+</html>
+"""

@@ -1,0 +1,69 @@
+"""Stages: a piece of work in a folder of its own, named by the hash of what goes into it, marked when it is done."""
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from distilrec import __version__
+from distilrec.files import hash_json, read_json, write_json
+from distilrec.progress import say
+
+_MARK = "stage.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A finished stage.
+
+    Attributes:
+        name: data, student, teacher, knowledge, distilled or evaluate.
+        key: hash of its inputs and settings.
+        folder: what it wrote.
+        seconds: how long the work took (the last part of it, if it was resumed).
+        cached: whether it was found done.
+        peak_rss_mb: largest resident memory of the process that did it, until then.
+    """
+
+    name: str
+    key: str
+    folder: Path
+    seconds: float
+    cached: bool
+    peak_rss_mb: float
+
+
+def stage(root: Path, name: str, inputs: dict[str, Any], work: Callable[[Path, str], None]) -> Stage:
+    """Do `work` in its folder under `root`, unless it was done before with the same inputs.
+
+    Args:
+        root: the run's folder.
+        name: of the stage.
+        inputs: all that the result depends on: settings, keys of earlier stages, hashes of files.
+        work: called with the folder and the key. If it is killed, the next call finds what it left there.
+    """
+    key = hash_json({"stage": name, "version": __version__, **inputs})
+    folder = root / f"{name}-{key[:10]}"
+    mark = folder / _MARK
+    if mark.exists():
+        found = read_json(mark)
+        say(f"{name}: done before ({found['seconds']:.1f} s), kept in {folder}")
+        return Stage(name, key, folder, found["seconds"], True, found["peak_rss_mb"])
+    say(f"{name}: {'going on' if folder.exists() else 'starting'} in {folder}")
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    work(folder, key)
+    done = Stage(name, key, folder, time.monotonic() - started, False, peak_rss_mb())
+    write_json(mark, {**asdict(done), "folder": folder.name, "inputs": inputs})
+    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+    say(f"{name}: done in {done.seconds:.1f} s")
+    return done
+
+
+def peak_rss_mb() -> float:
+    """Return the largest resident memory of this process so far, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1 << 20) if sys.platform == "darwin" else peak / 1024

@@ -1,0 +1,68 @@
+"""Load a causal language model from a folder, as deep as asked, and read item text with it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distilrec.errors import ConfigError, InputError
+from distilrec.progress import bar
+
+
+def load_llm(folder: Path, layers: int | None = None) -> tuple[Any, Any]:
+    """Load the decoder (without its output head) in float32, and its tokenizer.
+
+    Args:
+        folder: a model saved by transformers.
+        layers: keep only the first so many layers; None keeps all.
+
+    Raises:
+        InputError: the folder holds no causal language model that can be read.
+        ConfigError: more layers are asked for than the model has.
+    """
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        depth = config.num_hidden_layers
+        if layers is not None and layers > depth:
+            raise ConfigError(f"teacher.layers is {layers} and the model has {depth}.", where=str(folder), remedy="Lower it.")
+        config.num_hidden_layers = layers or depth
+        model = AutoModel.from_pretrained(folder, config=config, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, AttributeError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise InputError(f"no causal language model can be read here ({text}).", where=str(folder), remedy="Check the folder.") from None
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    return model.eval(), tokenizer
+
+
+@torch.inference_mode()
+def text_vectors(model: Any, tokenizer: Any, texts: Sequence[str], *, max_tokens: int = 48, batch_tokens: int = 2048) -> Tensor:
+    """Return one vector per text: the last hidden state of its last token, [N, D] float32.
+
+    Texts of like length share a batch; padding stands on the right, where a causal model never looks.
+    """
+    encoded = tokenizer([text or " " for text in texts], truncation=True, max_length=max_tokens)["input_ids"]
+    lengths = [len(ids) for ids in encoded]
+    order = sorted(range(len(texts)), key=lambda row: -lengths[row])
+    vectors = torch.empty(len(texts), model.config.hidden_size)
+    first = 0
+    with bar("read item text", len(texts)) as progress:
+        while first < len(order):
+            rows = order[first : first + max(1, batch_tokens // lengths[order[first]])]
+            first += len(rows)
+            tokens = torch.zeros(len(rows), lengths[rows[0]], dtype=torch.int64)
+            for place, row in enumerate(rows):
+                tokens[place, : lengths[row]] = torch.tensor(encoded[row])
+            hidden = model(input_ids=tokens).last_hidden_state
+            last = torch.tensor([lengths[row] - 1 for row in rows])
+            vectors[rows] = hidden[torch.arange(len(rows)), last]
+            progress.advance(len(rows))
+    return vectors
