@@ -81,9 +81,8 @@ def write_atomic_file(sequences: dict[str, list[str]], data_path: Path) -> None:
     lines = ["user_id:token\titem_id:token\ttimestamp:float\n"]
     for user, items in enumerate(sequences.values()):
         lines += [f"u{user}\ti{numbers[i]}\t{t}\n" for t, i in enumerate(items)]
-    path = data_path / DATASET / f"{DATASET}.inter"
-    path.parent.mkdir(parents=True)
-    path.write_text("".join(lines), encoding="utf-8")
+    (data_path / DATASET).mkdir(parents=True)
+    (data_path / DATASET / f"{DATASET}.inter").write_text("".join(lines), encoding="utf-8")
 
 
 def metrics(ranks: Iterable[int]) -> dict[str, float]:
@@ -114,7 +113,7 @@ def ensure_venv(folder: Path) -> Path:
 def worker(job_path: Path) -> None:
     """Train and evaluate one setting; runs inside the virtual environment."""
     job = json.loads(job_path.read_text(encoding="utf-8"))
-    sys.argv = sys.argv[:1]  # RecBole reads the command line as settings
+    del sys.argv[1:]  # RecBole reads the command line as settings
     os.chdir(job_path.parent)  # and writes logs to the current folder
     import torch
     from recbole.config import Config
@@ -164,17 +163,17 @@ def worker(job_path: Path) -> None:
             scores = model.full_sort_predict(interaction)
             scores[:, 0] = -math.inf  # the padding id
             target_scores = scores.gather(1, target.unsqueeze(1))
-            assert torch.isfinite(target_scores).all()
             row_ranks = (scores >= target_scores).sum(1).tolist()
+            assert min(row_ranks) > 0  # 0: a score is not a number
             names = dataset.id2token("user_id", interaction["user_id"])
-            lists = zip(interaction["item_id_list"], interaction["item_length"])
-            for name, item, (history, length), rank in zip(names, target, lists, row_ranks):
-                user = users[int(name[1:])]
+            for row, rank in enumerate(row_ranks):
+                user = users[int(names[row][1:])]
                 end = len(sequences[user]) - left_out
                 *seen, last = [f"i{numbers[i]}" for i in sequences[user][:end]]
-                assert dataset.id2token("item_id", int(item)) == last
+                assert dataset.id2token("item_id", int(target[row])) == last
+                history = interaction["item_id_list"][row, : interaction["item_length"][row]]
                 seen = seen[-config["MAX_ITEM_LIST_LENGTH"] :]
-                assert list(dataset.id2token("item_id", history[:length])) == seen
+                assert list(dataset.id2token("item_id", history)) == seen
                 found[user] = rank
         assert found.keys() == sequences.keys()
         return found
@@ -188,13 +187,13 @@ def worker(job_path: Path) -> None:
             stopped_by = "early stopping"
     except TimeoutError:
         stopped_by = "time cap"
-    training_seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - start
     evaluated = trainer.evaluate(test_data, load_best_model=True)
     reported = {key.replace("hit@", "hr@"): float(value) for key, value in evaluated.items()}
     valid_ranks, test_ranks = ranks(valid_data, 1), ranks(test_data, 0)
     test = metrics(test_ranks.values())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    run = {
+    run: dict[str, Any] = {
         "dropout": config["hidden_dropout_prob"],
         "seed": config["seed"],
         "epochs_run": len(valid_scores),
@@ -202,7 +201,7 @@ def worker(job_path: Path) -> None:
         "best_epoch": max(range(len(valid_scores)), key=lambda e: (valid_scores[e], e)) + 1,
         "stopped_by": stopped_by,
         "seconds_per_epoch_median": statistics.median(train_seconds),
-        "training_seconds_with_validation": training_seconds,
+        "training_seconds_with_validation": seconds,
         "peak_rss_mb": peak / (2**20 if sys.platform == "darwin" else 2**10),
         "parameters": sum(p.numel() for p in model.parameters()),
         "valid_ndcg@10_by_epoch": valid_scores,
@@ -211,21 +210,21 @@ def worker(job_path: Path) -> None:
         "recbole_test": reported,
         "largest_difference_to_recbole": max(abs(test[k] - reported[k]) for k in test),
     }
-    versions = {"python": platform.python_version()}
-    for name in ("torch", "recbole", "numpy", "pandas"):
-        versions[name] = str(sys.modules[name].__version__)
+    packages = ("torch", "recbole", "numpy", "pandas")
+    versions = {name: str(sys.modules[name].__version__) for name in packages}
+    versions["python"] = platform.python_version()
     result = {"run": run, "test_ranks": test_ranks, "versions": versions}
     job_path.with_name("result.json").write_text(json.dumps(result), encoding="utf-8")
 
 
 def report(run: dict[str, Any]) -> None:
     """Print one run: validation, test, and RecBole's own test figures beside ours."""
-    print(f"dropout {run['dropout']}, seed {run['seed']}: {run['epochs_run']} epochs (best "
-          f"{run['best_epoch']}, {run['stopped_by']}), {run['seconds_per_epoch_median']:.1f} "
-          f"s/epoch, peak {run['peak_rss_mb']:.0f} MB\n{'':9}{'valid':>9}{'test':>9}{'RecBole':>9}")
+    epochs = f"{run['epochs_run']} epochs (best {run['best_epoch']}, {run['stopped_by']})"
+    cost = f"{run['seconds_per_epoch_median']:.1f} s/epoch, peak {run['peak_rss_mb']:.0f} MB"
+    print(f"dropout {run['dropout']}, seed {run['seed']}: {epochs}, {cost}")
+    print(f"{'':9}{'valid':>9}{'test':>9}{'RecBole':>9}")
     for name, value in run["test"].items():
         print(f"{name:9}{run['valid'][name]:9.4f}{value:9.4f}{run['recbole_test'][name]:9.4f}")
-    sys.stdout.flush()
 
 
 def write_document(path: Path, head: dict[str, Any], outputs: list[dict[str, Any]]) -> None:
@@ -286,8 +285,8 @@ def main() -> None:
             job = {"sequences": str(args.sequences.resolve()), "threads": args.threads,
                    "minutes": args.minutes, "recbole": recbole}  # fmt: skip
             (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
-            command = [python, Path(__file__).resolve(), "--worker", folder / "job.json"]
-            subprocess.run(command, env=env, check=True)
+            command = [str(python), str(Path(__file__).resolve()), "--worker"]
+            subprocess.run([*command, str(folder / "job.json")], env=env, check=True)
             outputs.append(json.loads((folder / "result.json").read_text(encoding="utf-8")))
             report(outputs[-1]["run"])
             write_document(args.out, head, outputs)

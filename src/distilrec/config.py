@@ -219,7 +219,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError("no such file.", where=str(path), remedy="Check the path of the configuration.") from None
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+    except OSError as error:
+        raise ConfigError(f"cannot be read ({error.strerror}).", where=str(path), remedy="Give a YAML file.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         text = " ".join(str(error).split())
         raise ConfigError(f"not valid YAML ({text}).", where=str(path), remedy="Mend the file.") from None
     if not isinstance(content, dict):

@@ -26,7 +26,7 @@ def main() -> NoReturn:
     """Run the command line. Exit codes: 0 done, 2 wrong input, 130 interrupted, 1 a fault of ours."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        code = app(standalone_mode=False)
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except KeyboardInterrupt:
         _stop("Interrupted. The same command goes on where it was.", 130)
     except DistilrecError as error:
@@ -39,6 +39,8 @@ def main() -> NoReturn:
         known = disk_error(error, _here())
         if isinstance(known, DistilrecError):
             _stop(f"Error: {known.line()}", known.exit_code)
+        if isinstance(error, (PermissionError, NotADirectoryError, FileExistsError)):
+            _stop(f"Error: {error.filename}: {error.strerror}. Choose another path, or change its permissions.", 2)
         raise  # a fault of ours: the traceback belongs into a report, Python exits with 1
     sys.exit(code if isinstance(code, int) else 0)
 

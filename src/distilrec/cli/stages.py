@@ -1,5 +1,7 @@
 """The verbs that do stages of a run. Each does the stages before it too, unless they are done already."""
 
+import json
+import re
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -65,17 +67,22 @@ def read_words(words: Sequence[str], interactions: Path | None, items: Path | No
     if len(paths) > 1:
         raise ConfigError(f"one configuration file is expected, got {', '.join(paths)}.", remedy="Write settings as key=value.")
     if interactions is not None:
-        overrides += [f"data.interactions={interactions}", "data.source=null"]
+        overrides += [f"data.interactions={_quoted(interactions)}", "data.source=null"]
     if items is not None:
-        overrides.append(f"data.items={items}")
+        overrides.append(f"data.items={_quoted(items)}")
     if name is not None:
-        overrides.append(f"name={name}")
+        overrides.append(f"name={_quoted(name)}")
     elif interactions is not None and not paths:
-        overrides.append(f"name={interactions.name.split('.')[0]}")
+        plain = re.sub(r"[^A-Za-z0-9._-]+", "-", interactions.name.split(".")[0]).strip("-._")
+        overrides.append(f"name={_quoted(plain or 'run')}")
     if not paths and interactions is None and not any(word.startswith(("data.source=", "data.interactions=")) for word in overrides):
         raise ConfigError("there are no data.", remedy="Give --interactions FILE --items FILE, or a configuration file.")
     base = yaml.safe_load(files("distilrec").joinpath("defaults.yaml").read_text(encoding="utf-8"))
     return load_config(Path(paths[0]) if paths else None, overrides, base)
+
+
+def _quoted(text: object) -> str:
+    return json.dumps(str(text))  # so that YAML reads a file called 2024 or `a: b` as text
 
 
 def show(results: dict[str, Any], root: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import polars as pl
 
 from distilrec.columns import ITEM, RATING, TIME, TITLE, USER
+from distilrec.data.tables import as_text
 from distilrec.errors import InputError
 
 # For each role: names in tiers, surest first. A column counts for the first tier that it matches.
@@ -87,7 +88,7 @@ def guess_item_id(frame: pl.DataFrame, names: Sequence[str], known: pl.Series, *
     if given is not None:
         return guess("item_key", names, given=given, where=where) or given
     wanted = set(known.to_list())
-    cover = {name: len(wanted.intersection(frame[name].cast(pl.String, strict=False).to_list())) for name in names}
+    cover = {name: len(wanted.intersection(as_text(frame[name]).to_list())) for name in names}
     best = max(cover.values(), default=0)
     if best == 0:
         raise InputError(

@@ -8,7 +8,7 @@ import polars as pl
 from distilrec.columns import ITEM, RATING, ROW, TIME, USER
 from distilrec.config import ColumnSettings
 from distilrec.data.guess import guess
-from distilrec.data.tables import Table, check_file, file_format, open_text, read_table
+from distilrec.data.tables import Table, as_text, check_file, file_format, open_text, read_table
 from distilrec.errors import InputError
 
 # Times above these are not seconds: nanoseconds, microseconds, milliseconds (for any date from 1973 to 5138).
@@ -71,7 +71,11 @@ def read_interactions(path: Path, columns: ColumnSettings) -> Interactions:
 
 
 def _ids(table: Table, column: str) -> pl.Series:
-    values = table.frame[column].cast(pl.String).str.strip_chars()
+    if table.frame[column].dtype.is_nested():
+        raise InputError(
+            "the column holds lists, one id per row is expected.", where=f"{table.path}, column {column!r}", remedy="Unnest it first."
+        )
+    values = as_text(table.frame[column])
     empty = values.is_null() | (values == "")
     if empty.any():
         raise InputError(
@@ -83,7 +87,7 @@ def _ids(table: Table, column: str) -> pl.Series:
 
 
 def _numbers(table: Table, column: str, what: str, *, allow_empty: bool = False) -> pl.Series:
-    raw = table.frame[column]
+    raw = _stripped(table.frame[column])
     values = raw.cast(pl.Float64, strict=False)
     missing = raw.is_null() | (raw.cast(pl.String) == "")
     bad = (values.is_null() | ~values.is_finite().fill_null(True)) & ~missing
@@ -101,14 +105,14 @@ def _numbers(table: Table, column: str, what: str, *, allow_empty: bool = False)
 
 def _seconds(table: Table, column: str) -> tuple[pl.Series, str]:
     """Return times in seconds since 1970 (float64) and a note on how they were read."""
-    raw = table.frame[column]
+    raw = _stripped(table.frame[column])
     if raw.dtype.is_temporal():
         stamps = raw.cast(pl.Datetime("us"))
         _refuse_gaps(table, column, stamps)
         return stamps.dt.epoch("us").cast(pl.Float64) / 1e6, "time read as a date"
     if raw.cast(pl.Float64, strict=False).null_count() > raw.len() // 2:
         for pattern in _DATES:
-            stamps = raw.str.strip_chars().str.to_datetime(pattern, strict=False, time_unit="us")
+            stamps = raw.str.to_datetime(pattern, strict=False, time_unit="us")
             if stamps.null_count() <= raw.len() // 2:
                 stamps = stamps.dt.convert_time_zone("UTC").dt.replace_time_zone(None) if "z" in pattern else stamps
                 _refuse_gaps(table, column, stamps)
@@ -124,6 +128,11 @@ def _seconds(table: Table, column: str) -> tuple[pl.Series, str]:
         if middle > above:
             return values / per_second, f"time read as {unit} since 1970"
     return values, ""
+
+
+def _stripped(column: pl.Series) -> pl.Series:
+    numeric = column.dtype.is_numeric() or column.dtype in (pl.Boolean, pl.Date, pl.Datetime)
+    return column if numeric else as_text(column)
 
 
 def _refuse_gaps(table: Table, column: str, stamps: pl.Series) -> None:

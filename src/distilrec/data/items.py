@@ -8,7 +8,7 @@ import polars as pl
 from distilrec.columns import INDEX, ITEM, TEXT, TITLE
 from distilrec.config import ColumnSettings
 from distilrec.data.guess import guess, guess_item_id, guess_text
-from distilrec.data.tables import read_table
+from distilrec.data.tables import as_text, read_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +43,10 @@ def read_items(path: Path | None, item_ids: pl.Series, columns: ColumnSettings) 
     table = read_table(path)
     key = guess_item_id(table.frame, table.names, item_ids, given=columns.item_key, where=str(path))
     rest = [name for name in table.names if name != key]
-    title = guess(TITLE, rest, given=columns.title, where=str(path))
+    title = str(guess(TITLE, rest, given=columns.title, where=str(path)))
     texts = guess_text(table.frame, [name for name in rest if name != title], given=columns.text, where=str(path))
-    clean = [pl.col(name).cast(pl.String, strict=False).str.strip_chars().replace("", None) for name in (title, *texts)]
-    rows = table.frame.select(pl.col(key).cast(pl.String).str.strip_chars().alias(ITEM), *clean)
+    clean = [as_text(table.frame[name]).replace("", None).alias(name) for name in (title, *texts)]
+    rows = pl.DataFrame([as_text(table.frame[key]).alias(ITEM), *clean])
     rows = rows.unique(ITEM, keep="first", maintain_order=True)
     joined = pl.concat_str([pl.col(title), *(pl.col(name) for name in texts)], separator=", ", ignore_nulls=True)
     rows = rows.select(ITEM, pl.col(title).alias(TITLE), pl.when(pl.col(title).is_null()).then(None).otherwise(joined).alias(TEXT))
@@ -54,5 +54,5 @@ def read_items(path: Path | None, item_ids: pl.Series, columns: ColumnSettings) 
     without = frame[TITLE].null_count()
     frame = frame.with_columns(pl.col(TITLE).fill_null(pl.col(ITEM)), pl.col(TEXT).fill_null(pl.col(ITEM)))
     unused = rows.height - rows.join(base, on=ITEM, how="semi").height
-    roles = {"item_key": key, TITLE: str(title)} | ({TEXT: ", ".join(texts)} if texts else {})
+    roles = {"item_key": key, TITLE: title} | ({TEXT: ", ".join(texts)} if texts else {})
     return ItemTexts(frame, roles, without, unused)

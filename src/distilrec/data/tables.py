@@ -4,8 +4,12 @@ import csv
 import gzip
 import io
 import json
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, Literal, cast
 
 import polars as pl
 
@@ -45,11 +49,35 @@ def file_format(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
-def open_text(path: Path) -> io.TextIOBase:
-    """Open a text file for reading, through gzip where its name ends in .gz."""
-    if path.suffix.lower() == ".gz":
-        return io.TextIOWrapper(gzip.open(path), encoding="utf-8-sig", newline="")  # type: ignore[arg-type]
-    return path.open(encoding="utf-8-sig", newline="")
+@contextmanager
+def open_text(path: Path) -> Iterator[io.TextIOBase]:
+    """Open a text file for reading, through gzip where its name ends in .gz.
+
+    Raises:
+        InputError: while it is read, at the first line that is not UTF-8 or where the gzip stream breaks.
+    """
+    try:
+        with _open_bytes(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as handle:
+            yield handle
+    except UnicodeDecodeError:
+        where = f"{path}, line {_first_undecodable(path)}"
+        raise InputError("the text is not UTF-8.", where=where, remedy="Save the file as UTF-8.") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"not a whole gzip file ({error}).", where=str(path), remedy="Compress or copy it again.") from None
+
+
+def _open_bytes(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path)) if path.suffix.lower() == ".gz" else path.open("rb")
+
+
+def _first_undecodable(path: Path) -> int:
+    with _open_bytes(path) as handle:
+        for number, line in enumerate(handle, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 1
 
 
 def check_file(path: Path) -> None:
@@ -88,12 +116,14 @@ def read_table(path: Path) -> Table:
 
 
 def _read_separated(path: Path, separator: str) -> pl.DataFrame:
+    quoted = file_format(path) not in _ATOMIC  # RecBole writes quotes as plain text
     with open_text(path) as handle:
-        header = next(csv.reader(handle, delimiter=separator), [])
+        header = next(csv.reader(handle, delimiter=separator, quoting=_quoting(quoted)), [])
     names = [name.strip() for name in header]
+    if not any(names):
+        raise InputError("the first line is empty, column names are expected.", where=f"{path}, line 1", remedy="Add a header.")
     if len(set(names)) != len(names):
         raise InputError(f"a column name occurs twice in the header: {names}.", where=f"{path}, line 1", remedy="Rename one.")
-    atomic = file_format(path) in _ATOMIC  # RecBole writes quotes as plain text
     try:
         frame = pl.read_csv(
             path,
@@ -102,30 +132,41 @@ def _read_separated(path: Path, separator: str) -> pl.DataFrame:
             has_header=False,
             skip_rows=1,
             schema=dict.fromkeys(names, pl.String),
-            quote_char=None if atomic else '"',
+            quote_char='"' if quoted else None,
         )
-        return frame.filter(~pl.all_horizontal(pl.all().is_null()))  # blank lines
-    except (pl.exceptions.PolarsError, UnicodeDecodeError) as error:
-        _complain_about_separated(path, separator, len(names), quoted=not atomic)
-        raise InputError(f"cannot be read ({_first_line(error)}).", where=str(path), remedy="Save it as UTF-8 CSV.") from None
+    except (pl.exceptions.PolarsError, OSError):
+        frame = _read_line_by_line(path, separator, names, quoted=quoted)
+    filled = [pl.col(name).is_not_null() & (pl.col(name) != "") for name in names]
+    return frame.filter(pl.any_horizontal(filled))  # blank lines, and lines of separators only
 
 
-def _complain_about_separated(path: Path, separator: str, width: int, *, quoted: bool) -> None:
-    """Find the first line that has too many cells or is not UTF-8, and raise an error that names it."""
-    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+def _read_line_by_line(path: Path, separator: str, names: list[str], *, quoted: bool) -> pl.DataFrame:
+    """Read slowly what polars refuses (a quote inside a cell is harmless), or raise an error that names the broken line."""
+    rows = []
     with open_text(path) as handle:
-        reader = csv.reader(handle, delimiter=separator, quoting=quoting)
-        try:
-            for cells in reader:
-                if len(cells) > width:
-                    raise InputError(
-                        f"{len(cells)} cells where the header has {width}.",
-                        where=f"{path}, line {reader.line_num}",
-                        remedy="Mend or delete the line (quote cells that hold the separator).",
-                    )
-        except UnicodeDecodeError:
-            where = f"{path}, after line {reader.line_num}"
-            raise InputError("the text is not UTF-8.", where=where, remedy="Save the file as UTF-8.") from None
+        reader = csv.reader(handle, delimiter=separator, quoting=_quoting(quoted), strict=True)
+        while True:
+            ended = reader.line_num
+            try:
+                cells = next(reader, None)
+            except csv.Error as error:
+                raise InputError(
+                    f"broken quotes ({error}).", where=f"{path}, line {ended + 1}", remedy='Close the quote; double a " inside a cell.'
+                ) from None
+            if cells is None:
+                break
+            if len(cells) > len(names):
+                raise InputError(
+                    f"{len(cells)} cells where the header has {len(names)}.",
+                    where=f"{path}, line {reader.line_num}",
+                    remedy="Mend or delete the line (quote cells that hold the separator).",
+                )
+            rows.append([cell or None for cell in cells] + [None] * (len(names) - len(cells)))
+    return pl.DataFrame(rows[1:], schema=dict.fromkeys(names, pl.String), orient="row")
+
+
+def _quoting(quoted: bool) -> Literal[0, 3]:
+    return csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
 
 
 def _read_jsonl(path: Path) -> pl.DataFrame:
@@ -136,7 +177,7 @@ def _read_jsonl(path: Path) -> pl.DataFrame:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 row = None
             if not isinstance(row, dict):
                 raise InputError(
@@ -144,9 +185,7 @@ def _read_jsonl(path: Path) -> pl.DataFrame:
                 )
             rows.append({name: _json_cell(value) for name, value in row.items()})
     names = list(dict.fromkeys(name for row in rows for name in row))
-    return pl.DataFrame({name: [row.get(name) for row in rows] for name in names}, strict=False, schema_overrides={
-        name: pl.String for name in names
-    })
+    return pl.DataFrame({name: [row.get(name) for row in rows] for name in names}, schema=dict.fromkeys(names, pl.String))
 
 
 def _json_cell(value: object) -> str | None:
@@ -166,15 +205,26 @@ def _read_parquet(path: Path) -> pl.DataFrame:
         raise InputError(f"not a Parquet file ({_first_line(error)}).", where=str(path), remedy="Write it anew.") from None
 
 
+def as_text(column: pl.Series) -> pl.Series:
+    """Return the text of each cell, stripped: lists joined by blanks, whole floats without their `.0`; null where it has none."""
+    if column.dtype.is_float() and bool((column.drop_nulls() % 1 == 0).all()):
+        column = column.cast(pl.Int64, strict=False)
+    if isinstance(column.dtype, pl.List) and column.dtype.inner in (pl.String, pl.Categorical):
+        column = column.cast(pl.List(pl.String)).list.join(" ")
+    try:
+        return column.cast(pl.String).str.strip_chars()
+    except pl.exceptions.PolarsError:  # bytes, lists of lists ...
+        return pl.Series(column.name, [None] * column.len(), dtype=pl.String)
+
+
 def _line_of(path: Path, suffix: str, record: int) -> int:
     """Return the physical line on which a record ends (records may span lines; blank lines count in JSONL)."""
     with open_text(path) as handle:
         if suffix in _JSON or suffix not in _SEPARATORS:
             filled = (number for number, line in enumerate(handle, start=1) if line.strip())
             return next((number for count, number in enumerate(filled, start=1) if count == record), record)
-        quoting = csv.QUOTE_NONE if suffix in _ATOMIC else csv.QUOTE_MINIMAL
-        reader = csv.reader(handle, delimiter=_SEPARATORS[suffix], quoting=quoting)
-        for count, _ in enumerate(cells for cells in reader if cells):
+        reader = csv.reader(handle, delimiter=_SEPARATORS[suffix], quoting=_quoting(suffix not in _ATOMIC))
+        for count, _ in enumerate(cells for cells in reader if any(cells)):
             if count == record:
                 return reader.line_num
     return record + 1

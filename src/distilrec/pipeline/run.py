@@ -28,7 +28,7 @@ from distilrec.students import STUDENTS
 from distilrec.students.base import Student, load_student, save_student
 from distilrec.teachers import TEACHERS
 from distilrec.teachers.e4srec import E4SRec, load_e4srec
-from distilrec.teachers.llm import load_llm, text_vectors
+from distilrec.teachers.llm import best_precision, load_llm, text_vectors
 from distilrec.training.loop import Fit, fit, load_fit
 from distilrec.training.tasks import Task
 
@@ -142,6 +142,11 @@ class Pipeline:
         """Folder of the teacher's language model."""
         return fetch_llm(self.teacher_settings.llm)
 
+    @property
+    def precision(self) -> torch.dtype:
+        """Number format that the language model runs in on this machine."""
+        return best_precision(self.teacher_settings.precision)
+
     @cached_property
     def teacher(self) -> E4SRec:
         """The LLM recommender, trained, folded for ranking."""
@@ -152,11 +157,12 @@ class Pipeline:
             "teacher": self.teacher_kind.name,
             "settings": self.teacher_settings.model_dump(),
             "llm": llm_identity(self.llm),
+            "precision": str(self.precision),
             "train": _relevant(training),
         }
 
         def work(folder: Path, key: str) -> None:
-            llm, tokenizer = load_llm(self.llm, self.teacher_settings.layers)
+            llm, tokenizer = load_llm(self.llm, self.teacher_settings.layers, self.precision)
             torch.manual_seed(self.config.seed)
             teacher = E4SRec(self.teacher_settings, llm, tokenizer, student.item_vectors().detach())
             task = Task(teacher, dataset, training, seed=self.config.seed, validate=self._validate)
@@ -172,10 +178,10 @@ class Pipeline:
         """What the teacher says about the training examples, and item vectors read from item text."""
         dataset, settings = self.data, self.config.annotate
         teacher = self.teacher
-        details = {"teacher": self.stages["teacher"].key, "settings": settings.model_dump(), "vectors": llm_identity(self.llm)}
+        details = {"teacher": self.stages["teacher"].key, "settings": settings.model_dump(), "vectors": [llm_identity(self.llm), str(self.precision)]}
 
         def vectors() -> torch.Tensor:
-            llm, tokenizer = load_llm(self.llm)
+            llm, tokenizer = load_llm(self.llm, precision=self.precision)
             return text_vectors(llm, tokenizer, dataset.texts)
 
         def work(folder: Path, _key: str) -> None:

@@ -14,7 +14,7 @@ from the ID embeddings, laid out by A (W_out = E A^T at the start), so that like
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from distilrec.config import Settings
 from distilrec.errors import FingerprintError
 from distilrec.files import read_json, write_json, write_with
-from distilrec.teachers.llm import load_llm
+from distilrec.teachers.llm import best_precision, load_llm
 
 INSTRUCTION = "A user chose these items, oldest first. Predict the next one:"
 
@@ -42,6 +42,7 @@ class E4SRecSettings(Settings):
     output_dropout: float = Field(0.2, ge=0, lt=1)
     head_rate_scale: float = Field(1.0, gt=0)
     instruction: str = INSTRUCTION
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
 class E4SRec(nn.Module):
@@ -64,8 +65,9 @@ class E4SRec(nn.Module):
         from peft import LoraConfig, get_peft_model
 
         self.settings = settings
+        self.precision: torch.dtype = llm.dtype  # of the frozen weights and of what is multiplied with them
         width = llm.config.hidden_size
-        words = llm.get_input_embeddings().weight
+        words = llm.get_input_embeddings().weight.float()
         prompt = words[tokenizer(settings.instruction, return_tensors="pt")["input_ids"]]  # [1, P, D]
         self.register_buffer("prompt", prompt.detach().clone(), persistent=False)
         rms = id_embeddings.square().mean().sqrt().clamp_min(1e-12)
@@ -77,7 +79,7 @@ class E4SRec(nn.Module):
         with torch.no_grad():
             start = self.id_embeddings @ self.project.weight.T
             self.output.copy_(start / start.std() * 0.02)
-        llm.set_input_embeddings(nn.Embedding(1, width))  # words are read no more: only the prompt's are kept
+        llm.set_input_embeddings(nn.Embedding(1, width, dtype=llm.dtype))  # words are read no more: only the prompt's are kept
         llm.get_input_embeddings().requires_grad_(False)
         config = LoraConfig(
             r=settings.lora_rank,
@@ -102,8 +104,9 @@ class E4SRec(nn.Module):
         """See `CausalTeacher.encode`."""
         items = self.project(self.input_dropout(self.id_embeddings[histories]))  # [B, L, D]
         inputs = torch.cat([self.prompt.expand(len(items), -1, -1), items], dim=1)
-        hidden = self.llm(inputs_embeds=inputs, use_cache=False).last_hidden_state
-        states: Tensor = self.output_dropout(hidden[:, self.prompt.shape[1] :])
+        with torch.autocast(inputs.device.type, self.precision, enabled=self.precision != torch.float32):
+            hidden = self.llm(inputs_embeds=inputs, use_cache=False).last_hidden_state
+        states: Tensor = self.output_dropout(hidden[:, self.prompt.shape[1] :].float())
         return states
 
     def encode_last(self, histories: Tensor, lengths: Tensor, table: Tensor) -> Tensor:
@@ -120,8 +123,12 @@ class E4SRec(nn.Module):
         ]
 
     def fold(self) -> "E4SRec":
-        """Merge LoRA into the weights for ranking; the teacher can be trained no more. Returns itself."""
-        self.llm = self.llm.merge_and_unload()
+        """Merge LoRA into the weights for ranking; the teacher can be trained no more. Returns itself.
+
+        In bfloat16 the adapter stays apart: small changes would be lost in rounding.
+        """
+        if self.precision == torch.float32:
+            self.llm = self.llm.merge_and_unload()
         return self.eval()
 
     def save(self, folder: Path) -> None:
@@ -152,7 +159,7 @@ def load_e4srec(folder: Path, llm_folder: Path) -> E4SRec:
 
     settings = E4SRecSettings.model_validate(read_json(folder / "teacher.json")["settings"])
     heads = load_file(folder / "heads.safetensors")
-    llm, tokenizer = load_llm(llm_folder, settings.layers)
+    llm, tokenizer = load_llm(llm_folder, settings.layers, best_precision(settings.precision))
     teacher = E4SRec(settings, llm, tokenizer, heads["id_embeddings"])
     try:
         set_peft_model_state_dict(teacher.llm, load_file(folder / "adapter_model.safetensors"))

@@ -1,0 +1,91 @@
+"""Guessing which column is which."""
+
+import polars as pl
+import pytest
+
+from distilrec.columns import ITEM, RATING, TIME, TITLE, USER
+from distilrec.data.guess import guess, guess_item_id, guess_text
+from distilrec.errors import InputError
+
+LOGS = {
+    "RecBole": (["user_id", "item_id", "rating", "timestamp"], ["user_id", "item_id", "timestamp", "rating"]),
+    "shop": (["CustomerID", "StockCode", "Quantity", "InvoiceDate"], ["CustomerID", "StockCode", "InvoiceDate", None]),
+    "MovieLens": (["userId", "movieId", "rating", "timestamp"], ["userId", "movieId", "timestamp", "rating"]),
+    "Amazon": (
+        ["reviewerID", "asin", "overall", "unixReviewTime", "reviewText"],
+        ["reviewerID", "asin", "unixReviewTime", "overall"],
+    ),
+    "Yelp": (["review_id", "user_id", "business_id", "stars", "date"], ["user_id", "business_id", "date", "stars"]),
+    "sessions": (["session", "ts", "sku"], ["session", "sku", "ts", None]),
+    "user before session": (["session_id", "visitor_id", "item", "t"], ["visitor_id", "item", "t", None]),
+    "exact name before a like one": (["user", "user_id", "item_id", "item", "time", "timestamp"], ["user_id", "item_id", "timestamp", None]),
+    "ending": (["the_user", "some_item", "click_time"], ["the_user", "some_item", "click_time", None]),
+    "in capitals": (["USER ID", "Item-Id", "Score"], ["USER ID", "Item-Id", None, "Score"]),
+}
+
+
+@pytest.mark.parametrize("case", LOGS)
+def test_roles_of_well_known_logs(case: str) -> None:
+    names, expected = LOGS[case]
+    found = [guess(role, names, where="log.csv", required=role in (USER, ITEM)) for role in (USER, ITEM, TIME, RATING)]
+    assert found == expected
+
+
+def test_the_users_choice_wins_and_must_exist() -> None:
+    assert guess(USER, ["user_id", "buyer"], given="buyer", where="log.csv") == "buyer"
+    with pytest.raises(InputError, match=r"log\.csv: no column 'byer'; there are 'user_id', 'buyer'\. Correct data\.columns\.user\."):
+        guess(USER, ["user_id", "buyer"], given="byer", where="log.csv")
+
+
+def test_a_missing_role_names_the_setting() -> None:
+    with pytest.raises(InputError, match=r"log\.csv: no item column found among 'user_id', 'x'\. Name it with data\.columns\.item=NAME\."):
+        guess(ITEM, ["user_id", "x"], where="log.csv")
+    assert guess(TIME, ["user_id", "x"], where="log.csv", required=False) is None
+
+
+@pytest.mark.parametrize(("role", "names"), [(USER, ["uid", "user"]), (ITEM, ["asin", "sku"]), (TIME, ["ts", "time"]), (TITLE, ["name", "app_name"])])
+def test_two_equally_good_columns_are_not_chosen_between(role: str, names: list[str]) -> None:
+    with pytest.raises(InputError, match=f"ambiguous: '{names[0]}', '{names[1]}'. Choose with data.columns"):
+        guess(role, names, where="log.csv", required=False)
+
+
+def test_a_lower_tier_is_not_asked_where_a_higher_one_answers() -> None:
+    assert guess(ITEM, ["id", "product_id"], where="x") == "product_id"
+    assert guess(TIME, ["date", "event_time", "timestamp"], where="x") == "timestamp"
+    assert guess(TITLE, ["description", "name", "title"], where="x") == "title"
+
+
+def test_the_id_of_the_item_table_is_the_column_that_holds_the_logs_ids() -> None:
+    frame = pl.DataFrame({"item_id": [1, 2, 3], "old_number": ["a", "b", "c"], "name": ["A", "B", "C"]})
+    known = pl.Series(["a", "b", "z"])
+    assert guess_item_id(frame, frame.columns, known, given=None, where="items.csv") == "old_number"
+    assert guess_item_id(frame, frame.columns, pl.Series(["1", "2"]), given=None, where="items.csv") == "item_id"
+    assert guess_item_id(frame, frame.columns, known, given="name", where="items.csv") == "name"
+
+
+def test_names_break_the_tie_between_id_columns() -> None:
+    frame = pl.DataFrame({"row": [1, 2], "sku": ["1", "2"], "price": [1.0, 2.0]})
+    assert guess_item_id(frame, frame.columns, pl.Series(["1", "2"]), given=None, where="items.csv") == "sku"
+
+
+def test_ids_are_compared_as_text_without_blanks_around_them_and_lists_do_no_harm() -> None:
+    frame = pl.DataFrame({"genres": [["x"], ["y"]], "key": [" 1", "2 "]})
+    assert guess_item_id(frame, frame.columns, pl.Series(["1", "2"]), given=None, where="items.parquet") == "key"
+    floats = pl.DataFrame({"key": [1.0, 2.0]})
+    assert guess_item_id(floats, ["key"], pl.Series(["1", "2"]), given=None, where="items.parquet") == "key"
+
+
+def test_an_item_table_of_another_log_is_refused() -> None:
+    frame = pl.DataFrame({"item_id": ["x", "y"], "title": ["X", "Y"]})
+    with pytest.raises(InputError, match=r"items\.csv: no column holds the item ids of the log \(such as 'a', 'b', 'c'\)"):
+        guess_item_id(frame, frame.columns, pl.Series(["c", "b", "a", "d"]), given=None, where="items.csv")
+
+
+def test_further_text_columns() -> None:
+    names = ["brand", "main_category", "Genres", "image_url", "brand_id", "price", "tags", "author", "weight"]
+    frame = pl.DataFrame({name: ["x"] for name in names})
+    assert guess_text(frame, names, given=None, where="x") == ["brand", "main_category", "Genres", "tags", "author"]
+    assert guess_text(frame, names, given=["price"], where="x") == ["price"]
+    assert guess_text(frame, names, given=[], where="x") == []
+    with pytest.raises(InputError, match=r"no column 'colour'.*Correct data\.columns\.text\."):
+        guess_text(frame, names, given=["colour"], where="x")
