@@ -23,13 +23,14 @@ format: $(VENV)/.ready-dev
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Error: Python 3.11 or newer is needed, $(PYTHON) is older. Name another with: make demo PYTHON=python3.12"; exit 2; }
+	@echo "Setting up $(VENV): about a minute, once"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q --disable-pip-version-check torch==2.13.0 -c constraints.txt
-	$(BIN)/pip install -q --disable-pip-version-check -e . -c constraints.txt
+	$(BIN)/pip install --disable-pip-version-check torch==2.13.0 -c constraints.txt
+	$(BIN)/pip install --disable-pip-version-check -e . -c constraints.txt
 	touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready
-	$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	$(BIN)/pip install --disable-pip-version-check -e '.[dev]' -c constraints.txt
 	touch $@
 
 clean:

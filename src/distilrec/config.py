@@ -111,6 +111,8 @@ class TrainSettings(Settings):
 
     `batch_tokens`: history items in a batch, padding included. `stride`: how far apart the windows start into which a
     history longer than the model's reach is cut; half the reach if not set. `validate_every`: validate after every n-th epoch.
+    `average`: above 0, an exponential moving average of the weights with this decay per step is validated and kept, not the
+    weights of the last step, whose quality jumps from epoch to epoch where validation examples are few.
     """
 
     epochs: int = Field(100, ge=1)
@@ -122,6 +124,7 @@ class TrainSettings(Settings):
     batch_tokens: int = Field(4096, ge=1)
     stride: int | None = Field(None, ge=1)
     validate_every: int = Field(1, ge=1)
+    average: float = Field(0.0, ge=0, lt=1)
     select_by: str = "ndcg@10"
     checkpoint_seconds: float = Field(30.0, ge=0)
 

@@ -75,7 +75,14 @@ def test_duplicates_without_a_clock(which: str, rows: list[int]) -> None:
 
 
 def test_sessions_by_gap() -> None:
-    events: list[Event] = [("u", "a", 0.0), ("u", "b", 1800.0), ("u", "c", 3601.0), ("v", "a", 5000.0), ("v", "b", 9000.0), ("v", "c", 9001.0)]
+    events: list[Event] = [
+        ("u", "a", 0.0),
+        ("u", "b", 1800.0),
+        ("u", "c", 3601.0),
+        ("v", "a", 5000.0),
+        ("v", "b", 9000.0),
+        ("v", "c", 9001.0),
+    ]
     cut = sessionise(frame_of(events), SessionSettings(by="gap", gap_minutes=30))
     assert cut[USER].to_list() == ["u#0", "u#0", "u#1", "v#0", "v#1", "v#1"]  # 1800 s is no longer than 30 minutes
 
@@ -113,7 +120,11 @@ def test_histories_come_out_by_user_then_time_then_row(events: list[Event]) -> N
 
 
 def test_each_filter_counts_what_it_drops() -> None:
-    events: list[Event] = [*(("u", item, n) for n, item in enumerate("aabc")), *(("v", item, n) for n, item in enumerate("abc")), ("w", "a", 0.0)]
+    events: list[Event] = [
+        *(("u", item, n) for n, item in enumerate("aabc")),
+        *(("v", item, n) for n, item in enumerate("abc")),
+        ("w", "a", 0.0),
+    ]
     events.append(("u", "a", 0.0))
     ratings = [5.0, 5.0, 5.0, 1.0, 5.0, 5.0, None, 5.0, 5.0]
     settings = FilterSettings(min_rating=2, duplicates="exact", k_core_user=1, k_core_item=2, min_history=3)

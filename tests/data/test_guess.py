@@ -18,7 +18,10 @@ LOGS = {
     "Yelp": (["review_id", "user_id", "business_id", "stars", "date"], ["user_id", "business_id", "date", "stars"]),
     "sessions": (["session", "ts", "sku"], ["session", "sku", "ts", None]),
     "user before session": (["session_id", "visitor_id", "item", "t"], ["visitor_id", "item", "t", None]),
-    "exact name before a like one": (["user", "user_id", "item_id", "item", "time", "timestamp"], ["user_id", "item_id", "timestamp", None]),
+    "exact name before a like one": (
+        ["user", "user_id", "item_id", "item", "time", "timestamp"],
+        ["user_id", "item_id", "timestamp", None],
+    ),
     "ending": (["the_user", "some_item", "click_time"], ["the_user", "some_item", "click_time", None]),
     "in capitals": (["USER ID", "Item-Id", "Score"], ["USER ID", "Item-Id", None, "Score"]),
 }
@@ -43,7 +46,9 @@ def test_a_missing_role_names_the_setting() -> None:
     assert guess(TIME, ["user_id", "x"], where="log.csv", required=False) is None
 
 
-@pytest.mark.parametrize(("role", "names"), [(USER, ["uid", "user"]), (ITEM, ["asin", "sku"]), (TIME, ["ts", "time"]), (TITLE, ["name", "app_name"])])
+@pytest.mark.parametrize(
+    ("role", "names"), [(USER, ["uid", "user"]), (ITEM, ["asin", "sku"]), (TIME, ["ts", "time"]), (TITLE, ["app_name", "song_name"])]
+)
 def test_two_equally_good_columns_are_not_chosen_between(role: str, names: list[str]) -> None:
     with pytest.raises(InputError, match=f"ambiguous: '{names[0]}', '{names[1]}'. Choose with data.columns"):
         guess(role, names, where="log.csv", required=False)

@@ -119,7 +119,12 @@ BROKEN = {
         "'17' is neither",
     ),
     "a day that never was": ("a.csv", "user_id,item_id,time\nu,i,2024-02-28\nu,j,2024-02-30\n", "line 3, column 'time'", "'2024-02-30'"),
-    "dates of two kinds": ("a.csv", "user_id,item_id,time\nu,i,2024-02-28\nu,j,28.02.2024\nu,j,2024-02-29\n", "line 3, column 'time'", "'28.0"),
+    "dates of two kinds": (
+        "a.csv",
+        "user_id,item_id,time\nu,i,2024-02-28\nu,j,28.02.2024\nu,j,2024-02-29\n",
+        "line 3, column 'time'",
+        "'28.0",
+    ),
     "all times are words": ("a.csv", "user_id,item_id,time\nu,i,x\nu,j,y\n", "line 2, column 'time'", "'x' is neither"),
     "rating of words": ("a.csv", "user_id,item_id,rating\nu,i,5\nu,i,good\n", "line 3, column 'rating'", "rating 'good' is not a number"),
     "no user column": ("a.csv", "who,item_id\nu,i\n", "", "no user column found among 'who', 'item_id'"),

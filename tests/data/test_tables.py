@@ -71,7 +71,7 @@ def test_words_that_mean_nothing_elsewhere_stay_ids(tmp_path: Path) -> None:
 def test_quotes_are_plain_text_in_atomic_files(tmp_path: Path) -> None:
     path = put(tmp_path / "a.item", 'item_id:token\t"title":token_seq\n1\t"Crime" and\n2\tit\'s "\n')
     assert read_table(path).names == ["item_id", '"title"']
-    assert cells(path) == [("1", '"Crime" and'), ("2", 'it\'s "')]
+    assert cells(path) == [("1", '"Crime" and'), ("2", "it's \"")]
 
 
 def test_a_quote_inside_a_cell_is_harmless(tmp_path: Path) -> None:
@@ -189,15 +189,22 @@ def test_whatever_the_csv_module_writes_is_read_back(tmp_path_factory: pytest.Te
 
 
 @given(text=st.text('ab,"\n', max_size=30))
-def test_any_text_is_read_like_the_csv_module_or_refused_with_its_line(tmp_path_factory: pytest.TempPathFactory, text) -> None:
+def test_sound_text_is_read_like_the_csv_module_and_the_rest_refused_by_line(tmp_path_factory: pytest.TempPathFactory, text) -> None:
     path = put(tmp_path_factory.mktemp("csv") / "a.csv", "x,y,z\n" + text)
     try:
         found = [tuple(cell or "" for cell in row) for row in cells(path)]
     except InputError as error:
         assert ", line " in error.where or "no rows" in error.problem
-        return
-    expected = [(*row, "", "", "")[:3] for row in csv.reader(io.StringIO(text, newline="")) if any(row)]
-    assert found == expected
+        found = None
+    try:
+        rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+    except csv.Error:
+        return  # quotes that close nowhere or twice: polars forgives some of them
+    expected = [(*row, "", "", "")[:3] for row in rows if any(row)]
+    if found is None:
+        assert not expected or max(map(len, rows)) > 3
+    else:
+        assert found == expected
 
 
 @given(rows=st.lists(st.dictionaries(st.sampled_from("xyz"), CELL, min_size=1), min_size=1, max_size=6))

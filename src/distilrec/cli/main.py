@@ -10,6 +10,8 @@ from distilrec.cli import fetch, stages
 from distilrec.errors import DistilrecError
 from distilrec.files import disk_error
 
+_INTERRUPTED = 130
+
 app = typer.Typer(
     help="Turn a slow LLM recommender into a small sequential recommender.",
     no_args_is_help=True,
@@ -27,21 +29,21 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
-    except KeyboardInterrupt:
-        _stop("Interrupted. The same command goes on where it was.", 130)
+    except (KeyboardInterrupt, typer.Abort):
+        code = _INTERRUPTED
     except DistilrecError as error:
         _stop(f"Error: {error.line()}", error.exit_code)
-    except typer.Abort:
-        _stop("Interrupted. The same command goes on where it was.", 130)
     except Exception as error:
         if hasattr(error, "format_message"):  # a usage error: unknown option, missing argument
-            _stop(f"Error: {error.format_message()} See distilrec --help.", 2)
+            _stop(f"Error: {error.format_message().rstrip('.')}. See distilrec --help.", 2)
         known = disk_error(error, _here())
         if isinstance(known, DistilrecError):
             _stop(f"Error: {known.line()}", known.exit_code)
         if isinstance(error, (PermissionError, NotADirectoryError, FileExistsError)):
             _stop(f"Error: {error.filename}: {error.strerror}. Choose another path, or change its permissions.", 2)
         raise  # a fault of ours: the traceback belongs into a report, Python exits with 1
+    if code == _INTERRUPTED:  # typer turns an interruption into this code and says nothing
+        _stop("Interrupted. The same command goes on where it was.", _INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
 
 

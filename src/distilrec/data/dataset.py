@@ -61,12 +61,12 @@ class Dataset:
     @cached_property
     def item_table(self) -> pl.DataFrame:
         """INDEX, ITEM, TITLE, TEXT by internal id."""
-        return pl.read_parquet(self.folder / "items.parquet")
+        return pl.read_parquet(self.folder / "items.parquet", glob=False)
 
     @cached_property
     def user_ids(self) -> list[str]:
         """Original ids of the histories."""
-        return pl.read_parquet(self.folder / "users.parquet")[USER].to_list()
+        return pl.read_parquet(self.folder / "users.parquet", glob=False)[USER].to_list()
 
     @cached_property
     def item_ids(self) -> list[str]:
@@ -99,9 +99,7 @@ class Dataset:
         return {"valid": self.split.valid, "test": self.split.test}[part]
 
 
-def write_dataset(
-    folder: Path, frame: pl.DataFrame, texts_of: TextSource, split_of: SplitSource, details: dict[str, Any]
-) -> Dataset:
+def write_dataset(folder: Path, frame: pl.DataFrame, texts_of: TextSource, split_of: SplitSource, details: dict[str, Any]) -> Dataset:
     """Map ids, lay histories out flat, split them, and write everything; the manifest comes last and makes it valid.
 
     Args:

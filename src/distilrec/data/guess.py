@@ -9,6 +9,7 @@ from distilrec.columns import ITEM, RATING, TIME, TITLE, USER
 from distilrec.data.tables import as_text
 from distilrec.errors import InputError
 
+# fmt: off
 # For each role: names in tiers, surest first. A column counts for the first tier that it matches.
 _NAMES: Mapping[str, tuple[tuple[str, ...], ...]] = {
     USER: (
@@ -37,6 +38,7 @@ _NAMES: Mapping[str, tuple[tuple[str, ...], ...]] = {
         ("label", "description", "text", "summary"),
     ),
 }
+# fmt: on
 _FURTHER_TEXT = re.compile(
     r"brand|categor|genre|class|author|artist|director|publisher|description|developer|tags?$|type|feature|subtitle|year|"
     r"department|color|colour|material|summary|keyword|language|topic"
@@ -77,9 +79,7 @@ def guess(role: str, names: Sequence[str], *, given: str | None = None, where: s
     if len(hits) == 1:
         return hits[0]
     if required:
-        raise InputError(
-            f"no {_setting(role)} column found among {_listed(names)}.", where=where, remedy=f"Name it with {setting}=NAME."
-        )
+        raise InputError(f"no {_setting(role)} column found among {_listed(names)}.", where=where, remedy=f"Name it with {setting}=NAME.")
     return None
 
 

@@ -75,6 +75,8 @@ def _global_time(offsets: Ints, times: npt.NDArray[np.float64], train: float, va
     is_target = np.ones(len(times), dtype=bool)
     is_target[offsets[:-1]] = False
     targets = np.flatnonzero(is_target)
+    if len(targets) == 0:
+        return Split(np.zeros(len(offsets) - 1, dtype=np.int64), targets, targets, "")
     ordered = np.sort(times[targets], kind="stable")
     # Cuts are moments, not counts: examples of one moment never fall on both sides.
     first_valid = ordered[min(int(len(ordered) * train), len(ordered) - 1)]

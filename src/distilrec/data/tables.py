@@ -133,6 +133,7 @@ def _read_separated(path: Path, separator: str) -> pl.DataFrame:
             skip_rows=1,
             schema=dict.fromkeys(names, pl.String),
             quote_char='"' if quoted else None,
+            glob=False,
         )
     except (pl.exceptions.PolarsError, OSError):
         frame = _read_line_by_line(path, separator, names, quoted=quoted)
@@ -180,9 +181,7 @@ def _read_jsonl(path: Path) -> pl.DataFrame:
             except (ValueError, RecursionError):
                 row = None
             if not isinstance(row, dict):
-                raise InputError(
-                    "not a JSON object.", where=f"{path}, line {number}", remedy="Each line must be one {...} object."
-                )
+                raise InputError("not a JSON object.", where=f"{path}, line {number}", remedy="Each line must be one {...} object.")
             rows.append({name: _json_cell(value) for name, value in row.items()})
     names = list(dict.fromkeys(name for row in rows for name in row))
     return pl.DataFrame({name: [row.get(name) for row in rows] for name in names}, schema=dict.fromkeys(names, pl.String))
@@ -200,7 +199,7 @@ def _json_cell(value: object) -> str | None:
 
 def _read_parquet(path: Path) -> pl.DataFrame:
     try:
-        return pl.read_parquet(path)
+        return pl.read_parquet(path, glob=False)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise InputError(f"not a Parquet file ({_first_line(error)}).", where=str(path), remedy="Write it anew.") from None
 

@@ -120,6 +120,7 @@ class Pipeline:
             "student": self.student_kind.name,
             "student_settings": self.student_settings.model_dump(),
             "train": _relevant(training),
+            "filter_seen": self.config.evaluate.filter_seen,  # in validation, too: it decides which epoch is kept
             **inputs,
         }
 
@@ -159,6 +160,7 @@ class Pipeline:
             "llm": llm_identity(self.llm),
             "precision": str(self.precision),
             "train": _relevant(training),
+            "filter_seen": self.config.evaluate.filter_seen,  # in validation, too: it decides which epoch is kept
         }
 
         def work(folder: Path, key: str) -> None:

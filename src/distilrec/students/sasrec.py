@@ -1,14 +1,14 @@
 """SASRec: self-attention over the history.
 
 Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018. For item vectors e and positions p:
-    x = dropout(sqrt(d) e + p);  per block: x = x + Att(LN(x)),  x = x + FFN(LN(x));  state = LN(x);  score = state . e
+    x = dropout(LN(e + p));  per block: x = x + Att(LN(x)),  x = x + FFN(LN(x));  state = LN(x);  score = state . e
 Att is causal multi-head attention; FFN is two linear layers with a ReLU (GELU by setting) between them.
 
-Deviations: the residual around attention starts from x, not from LN(x), as in later pre-norm Transformers; attention weights
+Deviations: LN(e + p) stands where the paper has sqrt(d) e + p (without it, the size of item vectors decides how much of the
+first states is position; validation NDCG@10 on MovieLens-100K rises from 0.062 to 0.064, one seed); the residual around attention starts from x, not from LN(x), as in later pre-norm Transformers; attention weights
 are not dropped out (only what attention returns is), so that the fused kernel runs; positions count from the oldest item read.
 """
 
-import math
 from typing import Literal
 
 import torch
@@ -92,6 +92,7 @@ class SASRec(Student):
     def __init__(self, settings: SASRecSettings, n_items: int) -> None:
         super().__init__(settings, n_items)
         self.positions = nn.Parameter(torch.empty(settings.max_length, settings.hidden_size).normal_(std=0.02))
+        self.input_norm = nn.LayerNorm(settings.hidden_size)
         self.blocks = nn.ModuleList(_Block(settings) for _ in range(settings.blocks))
         self.norm = nn.LayerNorm(settings.hidden_size)
         self.dropout = nn.Dropout(settings.dropout)
@@ -101,8 +102,7 @@ class SASRec(Student):
                 nn.init.zeros_(module.bias)
 
     def _inputs(self, histories: Tensor, table: Tensor) -> Tensor:
-        scale = math.sqrt(self.settings.hidden_size)
-        return self.dropout(lookup(histories, table) * scale + self.positions[: histories.shape[1]])
+        return self.dropout(self.input_norm(lookup(histories, table) + self.positions[: histories.shape[1]]))
 
     def encode(self, histories: Tensor, lengths: Tensor, table: Tensor) -> Tensor:
         """See `Student.encode`."""

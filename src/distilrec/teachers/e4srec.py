@@ -13,6 +13,7 @@ from the ID embeddings, laid out by A (W_out = E A^T at the start), so that like
 """
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,7 +88,9 @@ class E4SRec(nn.Module):
             lora_dropout=settings.lora_dropout,
             target_modules=["gate_proj", "up_proj", "down_proj"],
         )
-        self.llm = get_peft_model(llm, config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that is on its way out
+            self.llm = get_peft_model(llm, config)
         self.input_dropout = nn.Dropout(settings.input_dropout)
         self.output_dropout = nn.Dropout(settings.output_dropout)
 

@@ -64,6 +64,7 @@ def text_vectors(model: Any, tokenizer: Any, texts: Sequence[str], *, max_tokens
     Texts of like length share a batch; padding stands on the right, where a causal model never looks.
     """
     encoded = tokenizer([text or " " for text in texts], truncation=True, max_length=max_tokens)["input_ids"]
+    encoded = [ids or [0] for ids in encoded]  # some tokenizers make no token of a blank text
     lengths = [len(ids) for ids in encoded]
     order = sorted(range(len(texts)), key=lambda row: -lengths[row])
     vectors = torch.empty(len(texts), model.config.hidden_size)

@@ -1,7 +1,7 @@
 """Checkpoints: everything a training needs to go on bit for bit, in one safetensors file that is replaced atomically."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +26,24 @@ def snapshot(module: nn.Module) -> dict[str, Tensor]:
 
 
 def restore(module: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Put a snapshot back."""
+    """Put a snapshot back; names it lacks keep their values."""
     with torch.no_grad():
         for name, parameter in trainable(module).items():
-            parameter.copy_(values[name])
+            if name in values:
+                parameter.copy_(values[name])
 
 
 def save_checkpoint(
-    path: Path, module: nn.Module, optimizer: Optimizer, best: Mapping[str, Tensor], state: Mapping[str, Any]
+    path: Path,
+    module: nn.Module,
+    optimizer: Optimizer,
+    kept: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
 ) -> None:
-    """Save weights, optimiser, best weights, random state and the JSON `state` (where training stands)."""
+    """Save weights, optimiser, random state, further sets of weights by name, and the JSON `state` (where training stands)."""
     tensors = {f"model.{name}": value.detach().contiguous() for name, value in trainable(module).items()}
-    tensors |= {f"best.{name}": value.contiguous() for name, value in best.items()}
+    for group, values in kept.items():
+        tensors |= {f"{group}.{name}": value.contiguous() for name, value in values.items()}
     for index, entries in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value).contiguous() for key, value in entries.items()}
     tensors["random"] = torch.get_rng_state()
@@ -47,12 +53,12 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: Path, module: nn.Module, optimizer: Optimizer, identity: str
-) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    path: Path, module: nn.Module, optimizer: Optimizer, kept: Sequence[str], identity: str
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
     """Put a checkpoint back into module, optimiser and random state.
 
     Returns:
-        The best weights so far and the saved `state`, or None where there is no checkpoint.
+        The further sets of weights named in `kept` and the saved `state`, or None where there is no checkpoint.
 
     Raises:
         FingerprintError: it belongs to other data or settings, or cannot be read.
@@ -69,7 +75,10 @@ def load_checkpoint(
         raise FingerprintError(
             "the checkpoint belongs to other data or settings.", where=str(path), remedy="Delete it, or use another run name."
         )
-    restore(module, _under("model", tensors))
+    weights = _under("model", tensors)
+    if set(weights) != set(trainable(module)):
+        raise FingerprintError("the checkpoint is of another model.", where=str(path), remedy="Delete it and run again.")
+    restore(module, weights)
     saved = optimizer.state_dict()
     saved["state"] = {}
     for name, value in _under("optimizer", tensors).items():
@@ -79,7 +88,7 @@ def load_checkpoint(
     torch.set_rng_state(tensors["random"])
     if "random_cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["random_cuda"])
-    return _under("best", tensors), state
+    return {group: _under(group, tensors) for group in kept}, state
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

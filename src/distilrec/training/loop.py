@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from distilrec.config import TrainSettings
 from distilrec.errors import ConfigError, TrainingError
 from distilrec.files import read_json, write_json
 from distilrec.progress import bar
-from distilrec.training.checkpoint import load_checkpoint, restore, save_checkpoint, snapshot
+from distilrec.training.checkpoint import load_checkpoint, restore, save_checkpoint, snapshot, trainable
 from distilrec.training.tasks import Task
 
 
@@ -67,7 +68,7 @@ def fit(task: Task, settings: TrainSettings, folder: Path, *, label: str, identi
         progress.advance((run.state["epoch"] - 1) * steps + run.state["step"])
         while not run.finished():
             run.epoch(progress)
-    restore(task, run.best)
+    restore(task, run.weights["best"])
     task.eval()
     result = Fit(run.state["best_epoch"], run.state["best"], run.state["history"], run.state["seconds"])
     write_json(folder / "fit.json", {name: getattr(result, name) for name in Fit.__slots__})
@@ -86,7 +87,7 @@ class _Run:
         self, task: Task, settings: TrainSettings, optimizer: Any, accelerator: Accelerator, path: Path, identity: str
     ) -> None:
         self.task, self.settings, self.optimizer, self.accelerator, self.path = task, settings, optimizer, accelerator, path
-        self.best = snapshot(task)
+        self.weights = {"best": snapshot(task), "average": snapshot(task) if settings.average > 0 else {}}
         self.state: dict[str, Any] = {
             "identity": identity, "epoch": 1, "step": 0, "total_steps": 0, "sums": {}, "history": [],
             "best": -math.inf, "best_epoch": 0, "seconds": 0.0,
@@ -96,9 +97,9 @@ class _Run:
 
     def resume(self) -> None:
         """Go on from the checkpoint, if there is one."""
-        found = load_checkpoint(self.path, self.task, self.optimizer, self.state["identity"])
+        found = load_checkpoint(self.path, self.task, self.optimizer, tuple(self.weights), self.state["identity"])
         if found is not None:
-            self.best, self.state = found
+            self.weights, self.state = found
             self.state["best"] = -math.inf if self.state["best"] is None else self.state["best"]
 
     def finished(self) -> bool:
@@ -120,7 +121,7 @@ class _Run:
         means = {name: value / steps for name, value in state["sums"].items()}
         entry = {"epoch": state["epoch"], "loss": sum(means.values()), "parts": means}
         if state["epoch"] % self.settings.validate_every == 0 or state["epoch"] == self.settings.epochs:
-            measures = self.task.validate()
+            measures = self._validate()
             if self.settings.select_by not in measures:
                 raise ConfigError(
                     f"select_by {self.settings.select_by!r} is not measured ({', '.join(measures)}).", remedy="Choose one of them."
@@ -128,7 +129,7 @@ class _Run:
             entry["valid"] = measures
             if measures[self.settings.select_by] > state["best"]:
                 state["best"], state["best_epoch"] = measures[self.settings.select_by], state["epoch"]
-                self.best = snapshot(self.task)
+                self.weights["best"] = self._candidate()
         state["history"].append(entry)
         state.update(epoch=state["epoch"] + 1, step=0, sums={})
         self._save()
@@ -150,8 +151,29 @@ class _Run:
             self.accelerator.clip_grad_norm_(self.task.parameters(), self.settings.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.weights["average"]:
+            self._average()
         for name, value in parts.items():
             state["sums"][name] = state["sums"].get(name, 0.0) + value.item()
+
+    def _average(self) -> None:
+        """Move the averaged weights towards the present ones; faster in the first steps, while there is little to average."""
+        steps = self.state["total_steps"]
+        decay = min(self.settings.average, (1 + steps) / (10 + steps))
+        averaged, present = self.weights["average"], trainable(self.task)
+        with torch.no_grad():
+            torch._foreach_lerp_([averaged[name] for name in present], list(present.values()), 1 - decay)
+
+    def _candidate(self) -> dict[str, Tensor]:
+        """Return a copy of the weights that validation judges."""
+        return {name: value.clone() for name, value in self.weights["average"].items()} or snapshot(self.task)
+
+    def _validate(self) -> dict[str, float]:
+        present = snapshot(self.task) if self.weights["average"] else {}
+        restore(self.task, self.weights["average"])
+        measures = self.task.validate()
+        restore(self.task, present)
+        return measures
 
     def _note(self) -> str:
         steps = max(self.state["step"], 1)
@@ -163,5 +185,5 @@ class _Run:
         self.state["seconds"] += now - self._mark
         self._mark = now
         best = None if self.state["best"] == -math.inf else self.state["best"]
-        save_checkpoint(self.path, self.task, self.optimizer, self.best, {**self.state, "best": best})
+        save_checkpoint(self.path, self.task, self.optimizer, self.weights, {**self.state, "best": best})
         self._saved = time.monotonic()

@@ -1,0 +1,180 @@
+"""The chunked cross-entropy against what autograd makes of the plain formula, in float64."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from distilrec.losses.catalogue import cross_entropy, weighted_cross_entropy
+
+N_ITEMS, WIDTH = 13, 5
+CHUNKS = [1, N_ITEMS, 3 * N_ITEMS + 4, 1 << 21]  # 1 row, 1 row, 3 rows, everything at once
+
+
+def problem(total: int = 11, columns: int = 4, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    states = torch.randn(total, WIDTH, dtype=torch.float64, generator=generator, requires_grad=True)
+    table = torch.randn(N_ITEMS, WIDTH, dtype=torch.float64, generator=generator, requires_grad=True)
+    items = torch.randint(N_ITEMS, (total, columns), generator=generator)
+    weights = torch.rand(total, columns, dtype=torch.float64, generator=generator)
+    return states, table, items, weights
+
+
+def naive(states: Tensor, table: Tensor, items: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the loss and its share per column, with one log-softmax over everything."""
+    log_probability = functional.log_softmax(states @ table.T, dim=1)
+    cells = -weights * log_probability.gather(1, items)
+    return cells.sum() / len(states), cells.sum(dim=0) / len(states)
+
+
+def same(actual: Tensor, expected: Tensor, tolerance: float = 1e-12) -> None:
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_hand_computed() -> None:
+    # One state, logits 0, log 2 and log 5: probabilities 1/8, 2/8, 5/8.
+    states = torch.tensor([[1.0]], dtype=torch.float64)
+    table = torch.tensor([[0.0], [math.log(2)], [math.log(5)]], dtype=torch.float64)
+    assert cross_entropy(states, table, torch.tensor([1])).item() == pytest.approx(math.log(4))
+    loss, parts = weighted_cross_entropy(states, table, torch.tensor([[1, 2]]), torch.tensor([[1.0, 0.5]], dtype=torch.float64))
+    assert parts.tolist() == pytest.approx([math.log(4), 0.5 * math.log(8 / 5)])
+    assert loss.item() == pytest.approx(math.log(4) + 0.5 * math.log(8 / 5))
+
+
+@pytest.mark.parametrize("chunk_elements", CHUNKS)
+def test_cross_entropy_and_its_gradients_equal_torchs(chunk_elements: int) -> None:
+    states, table, items, _ = problem()
+    expected = functional.cross_entropy(states @ table.T, items[:, 0])
+    wanted = torch.autograd.grad(expected, (states, table))
+    loss = cross_entropy(states, table, items[:, 0], chunk_elements=chunk_elements)
+    same(loss, expected)
+    for got, want in zip(torch.autograd.grad(loss, (states, table)), wanted, strict=True):
+        same(got, want)
+
+
+@pytest.mark.parametrize("columns", [1, 2, 7])
+@pytest.mark.parametrize("chunk_elements", CHUNKS)
+def test_weighted_loss_and_its_gradients_equal_the_naive_ones(chunk_elements: int, columns: int) -> None:
+    states, table, items, weights = problem(columns=columns)
+    expected, expected_parts = naive(states, table, items, weights)
+    wanted = torch.autograd.grad(3.0 * expected, (states, table))
+    loss, parts = weighted_cross_entropy(states, table, items, weights, chunk_elements=chunk_elements)
+    same(loss, expected)
+    same(parts, expected_parts)
+    assert parts.shape == (columns,)
+    for got, want in zip(torch.autograd.grad(3.0 * loss, (states, table)), wanted, strict=True):
+        same(got, want)
+
+
+def test_gradient_equals_finite_differences() -> None:
+    states, table, items, weights = problem(total=4)
+
+    def value(states: Tensor, table: Tensor) -> Tensor:
+        return weighted_cross_entropy(states, table, items, weights, chunk_elements=2 * N_ITEMS)[0]
+
+    assert torch.autograd.gradcheck(value, (states, table))
+
+
+def test_repeated_items_in_a_row_add_up() -> None:
+    states, table, _, _ = problem(columns=3)
+    thrice = torch.full((len(states), 3), 6)
+    weights = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64).expand(len(states), 3)
+    loss, _ = weighted_cross_entropy(states, table, thrice, weights)
+    once = cross_entropy(states, table, thrice[:, 0])
+    same(loss, once)
+    for got, want in zip(torch.autograd.grad(loss, (states, table)), torch.autograd.grad(once, (states, table)), strict=True):
+        same(got, want)
+
+
+def test_a_zero_weight_takes_a_cell_out() -> None:
+    states, table, items, weights = problem(columns=3)
+    weights[:, 1] = 0
+    loss, parts = weighted_cross_entropy(states, table, items, weights)
+    without, _ = weighted_cross_entropy(states, table, items[:, [0, 2]], weights[:, [0, 2]])
+    same(loss, without)
+    assert parts[1].item() == 0.0
+    for got, want in zip(torch.autograd.grad(loss, (states, table)), torch.autograd.grad(without, (states, table)), strict=True):
+        same(got, want)
+
+
+def test_all_weights_zero_give_nothing() -> None:
+    states, table, items, weights = problem()
+    loss, parts = weighted_cross_entropy(states, table, items, torch.zeros_like(weights))
+    assert loss.item() == 0.0
+    assert not parts.any()
+    assert not any(grad.any() for grad in torch.autograd.grad(loss, (states, table)))
+
+
+def test_each_column_and_each_weight_matters() -> None:
+    states, table, items, weights = problem()
+    base, _ = weighted_cross_entropy(states, table, items, weights)
+    seen = {base.item()}
+    for column in range(items.shape[1]):
+        changed = weights.clone()
+        changed[0, column] += 0.1
+        seen.add(weighted_cross_entropy(states, table, items, changed)[0].item())
+    assert len(seen) == 1 + items.shape[1]
+
+
+def test_parts_sum_to_the_loss_and_carry_no_gradient() -> None:
+    states, table, items, weights = problem()
+    loss, parts = weighted_cross_entropy(states, table, items, weights)
+    same(parts.sum(), loss.detach())
+    assert loss.requires_grad
+    assert not parts.requires_grad
+
+
+@pytest.mark.parametrize("chunk_elements", CHUNKS)
+def test_weigh_sees_every_row_once_and_no_more_than_a_chunk(chunk_elements: int) -> None:
+    states, table, items, weights = problem()
+    everything = (states @ table.T).detach()
+    seen: list[int] = []
+
+    def weigh(logits: Tensor, picked: Tensor, rows: slice) -> Tensor:
+        assert logits.numel() <= max(chunk_elements, N_ITEMS)  # one row is the least there can be
+        same(logits, everything[rows])
+        same(picked, everything[rows].gather(1, items[rows]))
+        seen.extend(range(rows.start, rows.stop))
+        return weights[rows]
+
+    loss, _ = weighted_cross_entropy(states, table, items, torch.zeros_like(weights), weigh=weigh, chunk_elements=chunk_elements)
+    assert seen == list(range(len(states)))
+    same(loss, naive(states, table, items, weights)[0])
+
+
+def test_weights_that_depend_on_scores_get_no_gradient() -> None:
+    states, table, items, weights = problem()
+
+    def weigh(logits: Tensor, picked: Tensor, rows: slice) -> Tensor:
+        return torch.sigmoid(picked)
+
+    constant = torch.sigmoid((states @ table.T).gather(1, items)).detach()
+    expected, _ = naive(states, table, items, constant)
+    wanted = torch.autograd.grad(expected, (states, table))
+    loss, _ = weighted_cross_entropy(states, table, items, weights, weigh=weigh, chunk_elements=3 * N_ITEMS)
+    same(loss, expected)
+    for got, want in zip(torch.autograd.grad(loss, (states, table)), wanted, strict=True):
+        same(got, want)
+
+
+def test_large_logits_stay_finite() -> None:
+    states, table, items, weights = problem()
+    loss, _ = weighted_cross_entropy(states * 1e3, table, items, weights)
+    same(loss, naive(states * 1e3, table, items, weights)[0], 1e-10)
+    assert all(torch.isfinite(grad).all() for grad in torch.autograd.grad(loss, (states, table)))
+
+
+def test_float32_is_close_to_float64() -> None:
+    states, table, items, weights = problem(total=200)
+    expected, _ = naive(states, table, items, weights)
+    loss, _ = weighted_cross_entropy(states.float(), table.float(), items, weights.float(), chunk_elements=7 * N_ITEMS)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_no_states_is_an_error() -> None:
+    _, table, _, _ = problem()
+    with pytest.raises(ValueError, match="no states"):
+        cross_entropy(torch.empty(0, WIDTH, dtype=torch.float64), table, torch.empty(0, dtype=torch.int64))

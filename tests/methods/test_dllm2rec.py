@@ -1,0 +1,251 @@
+"""DLLM2Rec against hand-computed numbers and against its equations written out one example at a time, in float64."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from distilrec.config import checked
+from distilrec.data.batching import Batch
+from distilrec.errors import ConfigError, InputError
+from distilrec.knowledge.store import Knowledge
+from distilrec.methods.dllm2rec import DLLM2Rec, DLLM2RecSettings, InformedTable, consistency, importance_weights, standardised
+from distilrec.students.base import ItemTable
+
+N_ITEMS, WIDTH, ASKED_K = 15, 6, 5
+
+
+def knowledge(examples: Sequence[int] = (2, 3, 5, 8, 9), seed: int = 0, vectors: bool = True) -> Knowledge:
+    generator = np.random.default_rng(seed)
+    items = np.stack([generator.permutation(N_ITEMS)[:ASKED_K] for _ in examples])
+    scores = -np.sort(generator.exponential(2.0, (len(examples), ASKED_K)), axis=1)
+    item_vectors = torch.from_numpy(generator.normal(3.0, 2.0, (N_ITEMS, 11)))
+    return Knowledge({}, np.array(examples, dtype=np.int64), items, scores, item_vectors if vectors else None)
+
+
+def batch(examples: Sequence[int] = (1, 2, 3, 4, 5, 9, 8, 99), seed: int = 0) -> Batch:
+    """Examples 1, 4 and 99 were not asked about: before, between and behind those that were."""
+    targets = torch.from_numpy(np.random.default_rng(seed).integers(0, N_ITEMS, len(examples)))
+    unused = torch.zeros(1, dtype=torch.int64)
+    return Batch(unused, unused, unused, targets, torch.tensor(examples))
+
+
+def student(total: int = 8, seed: int = 5) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    states = torch.randn(total, WIDTH, dtype=torch.float64, generator=generator, requires_grad=True)
+    table = torch.randn(N_ITEMS, WIDTH, dtype=torch.float64, generator=generator, requires_grad=True)
+    return states, table
+
+
+def naive_loss(states: Tensor, table: Tensor, asked: Batch, said: Knowledge, settings: DLLM2RecSettings) -> tuple[Tensor, Tensor]:
+    """Return the mean over examples of L_student and of lambda sum_i w_i L_student(i), as the equations say it."""
+    target_loss = ranking_loss = torch.zeros((), dtype=torch.float64)
+    for row, (target, example) in enumerate(zip(asked.targets.tolist(), asked.examples.tolist(), strict=True)):
+        logits = table @ states[row]
+        log_probability = logits - torch.logsumexp(logits, dim=0)
+        target_loss = target_loss - log_probability[target]
+        if example not in said.examples:
+            continue
+        place = said.examples.tolist().index(example)
+        k = min(settings.top_k, ASKED_K)
+        items, scores = said.items[place, :k].tolist(), said.scores[place, :k].tolist()
+        best = sorted(range(N_ITEMS), key=lambda item: -logits[item].item())[:k]
+        position = [math.exp(-rank / settings.beta) for rank in range(1, k + 1)]
+        confidence = [math.exp(score / settings.confidence_temperature) for score in scores]
+        agreed = [1.0 if item in best else 1e-8 for item in items]
+        weights = [
+            settings.position_weight * p / sum(position)
+            + settings.confidence_weight * c / sum(confidence)
+            + settings.consistency_weight * o
+            for p, c, o in zip(position, confidence, agreed, strict=True)
+        ]
+        for item, weight in zip(items, weights, strict=True):
+            ranking_loss = ranking_loss - settings.ranking_weight * weight / sum(weights) * log_probability[item]
+    return target_loss / len(states), ranking_loss / len(states)
+
+
+def loss_of(said: Knowledge | None = None, asked: Batch | None = None, **changes: object) -> dict[str, float]:
+    method = DLLM2Rec(DLLM2RecSettings.model_validate(changes), said or knowledge())
+    return {name: part.item() for name, part in method.loss(asked or batch(), *student()).items()}
+
+
+def test_importance_weights_by_hand() -> None:
+    settings = DLLM2RecSettings(position_weight=2.0, confidence_weight=3.0, beta=1 / math.log(2), confidence_temperature=2.0)
+    # e^(-r / beta) = 2^-r: 1/2, 1/4 of 3/4. Scores 2 log 3 and 0, by temperature 2: e^... = 3, 1 of 4.
+    weights = importance_weights(torch.tensor([[2 * math.log(3), 0.0], [0.0, 0.0]], dtype=torch.float64), settings)
+    expected = [[2 * 2 / 3 + 3 * 3 / 4, 2 / 3 + 3 / 4], [2 * 2 / 3 + 1.5, 2 / 3 + 1.5]]
+    torch.testing.assert_close(weights, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_importance_weights_do_not_overflow() -> None:
+    weights = importance_weights(torch.tensor([[1e4, 0.0], [-1e4, -2e4]]), DLLM2RecSettings())
+    assert torch.isfinite(weights).all()
+    torch.testing.assert_close(weights.sum(dim=1), torch.tensor([0.8, 0.8]))
+
+
+def test_consistency_by_hand() -> None:
+    logits = torch.tensor([[5.0, 1.0, 4.0, 2.0, 3.0], [1.0, 1.0, 1.0, 0.0, 2.0]])
+    items = torch.tensor([[2, 3, 0], [0, 3, 4]])
+    picked = logits.gather(1, items)
+    # Best two: items 0 and 2 | item 4, and items 0, 1, 2 share the second place.
+    assert consistency(logits, picked, 2).tolist() == [[1.0, pytest.approx(1e-8), 1.0], [1.0, pytest.approx(1e-8), 1.0]]
+    assert consistency(logits, picked, 1).tolist() == [[pytest.approx(1e-8)] * 2 + [1.0], [pytest.approx(1e-8)] * 2 + [1.0]]
+    assert consistency(logits, picked, 99).tolist() == [[1.0] * 3] * 2
+
+
+def test_standardised_by_hand() -> None:
+    vectors = torch.tensor([[1.0, 7.0, 100.0], [3.0, 7.0, 300.0]])
+    assert standardised(vectors).tolist() == [[-1.0, 0.0, -1.0], [1.0, 0.0, 1.0]]
+    some = standardised(torch.randn(50, 4, generator=torch.Generator().manual_seed(0)) * 9 + 40)
+    torch.testing.assert_close(some.mean(dim=0), torch.zeros(4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(some.square().mean(dim=0), torch.ones(4), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"top_k": 3},
+        {"top_k": 1},
+        {"top_k": 99},
+        {"ranking_weight": 2.5},
+        {"position_weight": 0},
+        {"confidence_weight": 0},
+        {"consistency_weight": 0},
+        {"position_weight": 0, "confidence_weight": 0},
+        {"beta": 0.3, "confidence_temperature": 4.0},
+    ],
+)
+def test_loss_and_gradients_equal_the_equations(changes: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(  # three rows at a time, so that chunks matter
+        "distilrec.methods.dllm2rec.weighted_cross_entropy", chunked := _chunked(3 * N_ITEMS)
+    )
+    settings, said, asked = DLLM2RecSettings.model_validate(changes), knowledge(), batch()
+    states, table = student()
+    target, ranking = naive_loss(states, table, asked, said, settings)
+    wanted = torch.autograd.grad(target + ranking, (states, table))
+    parts = DLLM2Rec(settings, said).loss(asked, states, table)
+    assert chunked.calls == 1
+    torch.testing.assert_close(parts["target"], target, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(parts["ranking"], ranking.detach(), rtol=1e-7, atol=1e-7)
+    for got, want in zip(torch.autograd.grad(sum(parts.values()), (states, table)), wanted, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-7, atol=1e-7)
+
+
+class _chunked:
+    def __init__(self, elements: int) -> None:
+        from distilrec.losses.catalogue import weighted_cross_entropy
+
+        self.elements, self.calls, self.function = elements, 0, weighted_cross_entropy
+
+    def __call__(self, *args: Tensor, **options: object) -> tuple[Tensor, Tensor]:
+        self.calls += 1
+        return self.function(*args, **options, chunk_elements=self.elements)
+
+
+def test_the_weights_of_an_example_sum_to_the_ranking_weight() -> None:
+    # With all scores of the student equal, each item costs log N, whatever the weights.
+    said, asked = knowledge(), batch((2, 3, 8))
+    states = torch.zeros(3, WIDTH, dtype=torch.float64)
+    _, table = student()
+    for settings in (DLLM2RecSettings(), DLLM2RecSettings(top_k=2, consistency_weight=7.0, ranking_weight=0.7)):
+        parts = DLLM2Rec(settings, said).loss(asked, states, table)
+        assert parts["ranking"].item() == pytest.approx(0.7 * math.log(N_ITEMS))
+        assert parts["target"].item() == pytest.approx(math.log(N_ITEMS))
+
+
+def test_every_switch_counts() -> None:
+    variants = [
+        {},
+        {"ranking_weight": 0.0},
+        {"position_weight": 0.0},
+        {"confidence_weight": 0.0},
+        {"consistency_weight": 0.0},
+        {"top_k": 3},
+        {"beta": 2.0},
+        {"confidence_temperature": 3.0},
+    ]
+    rankings = [loss_of(**variant)["ranking"] for variant in variants]
+    assert len({round(value, 9) for value in rankings}) == len(variants), rankings
+    assert rankings[1] == 0.0
+    assert len({round(loss_of(**variant)["target"], 9) for variant in variants}) == 1
+
+
+def test_what_was_not_asked_costs_only_its_target() -> None:
+    asked = batch((1, 4, 99))
+    states, table = student(3)
+    parts = DLLM2Rec(DLLM2RecSettings(), knowledge()).loss(asked, states, table)
+    assert parts["ranking"].item() == 0.0
+    expected = torch.nn.functional.cross_entropy(states @ table.T, asked.targets)
+    torch.testing.assert_close(parts["target"], expected)
+    other = DLLM2Rec(DLLM2RecSettings(), knowledge(seed=9)).loss(asked, states, table)
+    assert other["target"].item() == parts["target"].item()
+
+
+def test_what_the_teacher_says_counts() -> None:
+    assert loss_of(knowledge(seed=0))["ranking"] != loss_of(knowledge(seed=1))["ranking"]
+
+
+def test_all_weights_zero_is_no_ranking_loss() -> None:
+    parts = loss_of(position_weight=0, confidence_weight=0, consistency_weight=0)
+    assert parts["ranking"] == 0.0
+    assert math.isfinite(parts["target"])
+
+
+def test_item_embedding_by_hand() -> None:
+    torch.manual_seed(0)
+    offset = ItemTable(N_ITEMS, WIDTH)
+    said = knowledge()
+    assert said.item_vectors is not None
+    module = DLLM2Rec(DLLM2RecSettings(embedding_weight=0.25), knowledge_of_float(said)).item_embedding(offset)
+    assert isinstance(module, InformedTable)
+    z = standardised(said.item_vectors.float())
+    expected = offset.weight + 0.25 * z @ module.project.weight.T
+    torch.testing.assert_close(module(), expected)
+    # Free vectors and projection learn; the teacher's vectors do not, and are not kept in a student's file.
+    assert {name for name, _ in module.named_parameters()} == {"offset.weight", "project.weight"}
+    assert "vectors" not in module.state_dict()
+    before = module().detach()
+    doubled = InformedTable(offset, WIDTH, said.item_vectors.float(), 0.5)
+    doubled.project = module.project
+    torch.testing.assert_close(doubled() - offset.weight, 2 * (before - offset.weight), rtol=1e-4, atol=1e-6)
+
+
+def knowledge_of_float(said: Knowledge) -> Knowledge:
+    assert said.item_vectors is not None
+    return Knowledge(said.manifest, said.examples, said.items, said.scores, said.item_vectors.float())
+
+
+def test_embedding_weight_zero_leaves_the_table_alone() -> None:
+    table = ItemTable(N_ITEMS, WIDTH)
+    assert DLLM2Rec(DLLM2RecSettings(embedding_weight=0), knowledge()).item_embedding(table) is table
+
+
+def test_missing_knowledge() -> None:
+    with pytest.raises(InputError, match="Annotate first"):
+        DLLM2Rec(DLLM2RecSettings(), None)
+
+
+def test_missing_item_vectors() -> None:
+    with pytest.raises(InputError, match="item vectors"):
+        DLLM2Rec(DLLM2RecSettings(), knowledge(vectors=False))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"top_k": 0}, {"beta": 0}, {"confidence_temperature": 0}, {"ranking_weight": -1}, {"postion_weight": 0.3}]
+)
+def test_wrong_settings(settings: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        checked(DLLM2RecSettings, settings, where="method")
+
+
+def test_rankings_are_looked_up_by_example_not_by_place() -> None:
+    said = knowledge()
+    items, scores, asked = said.rankings(torch.tensor([9, 2, 4, 5]))
+    assert asked.tolist() == [True, True, False, True]
+    for row, place in ((0, 4), (1, 0), (3, 2)):
+        assert items[row].tolist() == said.items[place].tolist()
+        assert scores[row].tolist() == said.scores[place].tolist()

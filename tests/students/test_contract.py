@@ -1,0 +1,251 @@
+"""What every student must do, whatever is inside it. A new line in STUDENTS is tested without a change here."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from distilrec.config import TrainSettings
+from distilrec.data.dataset import Dataset
+from distilrec.errors import ConfigError, InputError
+from distilrec.evaluation.metrics import evaluate_ranks
+from distilrec.evaluation.rank import target_ranks
+from distilrec.files import write_bytes
+from distilrec.losses.catalogue import cross_entropy
+from distilrec.methods import METHODS
+from distilrec.methods.dllm2rec import InformedTable
+from distilrec.students import STUDENTS
+from distilrec.students.base import Student, build_student, load_student, save_student
+from distilrec.training.loop import fit
+from distilrec.training.tasks import Task
+
+N_ITEMS, WIDTH, REACH = 17, 16, 9
+SMALL = {"hidden_size": WIDTH, "max_length": REACH, "dropout": 0.2}
+
+pytestmark = pytest.mark.parametrize("name", list(STUDENTS))
+
+
+def small(name: str, seed: int = 0, n_items: int = N_ITEMS, **changes: object) -> Student:
+    torch.manual_seed(seed)
+    return build_student(name, {**SMALL, **changes}, n_items, STUDENTS).eval()
+
+
+def some_histories(rows: int = 6, length: int = REACH, seed: int = 1) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, length + 1, (rows,), generator=generator)
+    lengths[0], lengths[1] = length, 1
+    histories = torch.randint(N_ITEMS, (rows, length), generator=generator)
+    return torch.where(torch.arange(length) < lengths[:, None], histories, 0), lengths
+
+
+def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-6) -> None:
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+def scores(student: Student) -> Tensor:
+    histories, lengths = some_histories()
+    with torch.inference_mode():
+        table = student.item_vectors()
+        return student.encode_last(histories, lengths, table) @ table.T
+
+
+def test_registered_under_its_own_name(name: str) -> None:
+    assert STUDENTS[name].name == name
+    assert STUDENTS[name].__doc__
+
+
+@pytest.mark.parametrize("length", [1, 4, REACH])
+def test_shapes(name: str, length: int) -> None:
+    student = small(name)
+    histories, lengths = some_histories(length=length)
+    table = student.item_vectors()
+    assert table.shape == (N_ITEMS, WIDTH)
+    assert student.encode(histories, lengths, table).shape == (6, length, WIDTH)
+    assert student.encode_last(histories, lengths, table).shape == (6, WIDTH)
+    assert student.max_length == REACH
+
+
+@torch.inference_mode()
+def test_no_state_sees_a_later_item(name: str) -> None:
+    student = small(name)
+    histories, _ = some_histories()
+    full = torch.full((len(histories),), REACH)
+    table = student.item_vectors()
+    before = student.encode(histories, full, table)
+    for changed in range(1, REACH):
+        other = histories.clone()
+        other[:, changed] = (other[:, changed] + 1) % N_ITEMS
+        after = student.encode(other, full, table)
+        close(after[:, :changed], before[:, :changed])
+        assert (after[:, changed] - before[:, changed]).abs().max() > 1e-4  # but the state of the item itself moves
+
+
+@torch.inference_mode()
+def test_every_read_item_counts(name: str) -> None:
+    student = small(name)
+    histories, _ = some_histories(rows=3)
+    lengths = torch.full((3,), REACH)
+    table = student.item_vectors() * 20  # untrained vectors are so small that a far item's share drowns in rounding
+    before = student.encode_last(histories, lengths, table)
+    for changed in range(REACH):
+        other = histories.clone()
+        other[:, changed] = (other[:, changed] + 1) % N_ITEMS
+        assert not torch.equal(student.encode_last(other, lengths, table), before), changed
+
+
+@torch.inference_mode()
+def test_order_counts(name: str) -> None:
+    student = small(name)
+    histories = torch.tensor([[1, 2, 3, 4], [2, 1, 3, 4]])
+    states = student.encode_last(histories, torch.tensor([4, 4]), student.item_vectors())
+    assert (states[0] - states[1]).abs().max() > 1e-5
+
+
+@torch.inference_mode()
+def test_padding_is_irrelevant(name: str) -> None:
+    student = small(name)
+    histories, lengths = some_histories()
+    table = student.item_vectors()
+    inside = torch.arange(REACH) < lengths[:, None]
+    other = torch.where(inside, histories, N_ITEMS - 1)
+    close(student.encode(other, lengths, table)[inside], student.encode(histories, lengths, table)[inside])
+    close(student.encode_last(other, lengths, table), student.encode_last(histories, lengths, table))
+    for row, length in enumerate(lengths.tolist()):  # alone and without padding it is the same, too
+        alone = student.encode_last(histories[row : row + 1, :length], lengths[row : row + 1], table)
+        close(alone[0], student.encode_last(histories, lengths, table)[row])
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+@torch.inference_mode()
+def test_encode_last_is_the_last_of_encode(name: str, mixed: bool) -> None:
+    student = small(name)
+    histories, lengths = some_histories()
+    if not mixed:
+        lengths = torch.full_like(lengths, REACH)
+    table = student.item_vectors()
+    states = student.encode(histories, lengths, table)
+    close(student.encode_last(histories, lengths, table), states[torch.arange(len(lengths)), lengths - 1])
+
+
+@torch.inference_mode()
+def test_dropout_works_in_training_only(name: str) -> None:
+    student = small(name, dropout=0.5)
+    histories, lengths = some_histories()
+    table = student.item_vectors()
+    assert torch.equal(student.encode(histories, lengths, table), student.encode(histories, lengths, table))
+    student.train()
+    assert not torch.equal(student.encode(histories, lengths, table), student.encode(histories, lengths, table))
+
+
+def test_one_seed_one_student(name: str) -> None:
+    first, again, other = (small(name, seed).state_dict() for seed in (3, 3, 4))
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert any(not torch.equal(first[key], other[key]) for key in first)
+
+
+def test_gradient_reaches_every_parameter(name: str) -> None:
+    student = small(name)
+    generator = torch.Generator().manual_seed(2)
+    histories = torch.randint(N_ITEMS, (N_ITEMS, REACH), generator=generator)
+    table = student.item_vectors()
+    states = student.encode(histories, torch.full((N_ITEMS,), REACH), table).flatten(0, 1)
+    cross_entropy(states, table, torch.randint(N_ITEMS, (len(states),), generator=generator)).backward()
+    for key, parameter in student.named_parameters():
+        assert parameter.grad is not None, key
+        assert torch.isfinite(parameter.grad).all(), key
+        rows = parameter.grad.flatten(1) if parameter.dim() > 1 else parameter.grad[:, None]
+        assert (rows.abs().amax(dim=1) > 0).float().mean() > 0.5, key
+
+
+def test_saved_and_loaded_it_scores_the_same_to_the_bit(name: str, tmp_path: Path) -> None:
+    student = small(name)
+    save_student(student, tmp_path / "model.safetensors")
+    loaded = load_student(tmp_path / "model.safetensors", STUDENTS)
+    assert type(loaded) is STUDENTS[name]
+    assert loaded.settings == student.settings
+    assert not loaded.training
+    assert torch.equal(scores(loaded), scores(student))
+
+
+def test_folded_it_scores_the_same_and_is_no_larger(name: str, tmp_path: Path) -> None:
+    plain, informed = small(name), small(name)
+    vectors = torch.randn(N_ITEMS, 40, generator=torch.Generator().manual_seed(7))
+    informed.item_table = InformedTable(informed.item_table, WIDTH, vectors, weight=0.5)
+    assert (scores(informed) - scores(plain)).abs().max() > 1e-4  # the table makes a difference
+    folded = informed.train().folded()
+    assert not folded.training
+    informed.eval()
+    close(scores(folded), scores(informed))
+    assert {key: value.shape for key, value in folded.state_dict().items()} == {
+        key: value.shape for key, value in plain.state_dict().items()
+    }
+    save_student(informed, tmp_path / "model.safetensors")
+    assert torch.equal(scores(load_student(tmp_path / "model.safetensors", STUDENTS)), scores(folded))
+
+
+def test_folding_takes_a_copy(name: str) -> None:
+    student = small(name)
+    before = scores(folded := student.folded())
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(1.0)
+    assert torch.equal(scores(folded), before)
+
+
+def test_defaults_can_be_built(name: str) -> None:
+    kind = STUDENTS[name]
+    student = build_student(name, {}, 5, STUDENTS)
+    assert student.settings == kind.Settings()
+    assert student.eval().encode_last(torch.tensor([[0, 4]]), torch.tensor([2]), student.item_vectors()).shape == (1, 64)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"hidden_sise": 8}, "Did you mean 'hidden_size'"),
+        ({"hidden_size": 0}, "hidden_size"),
+        ({"hidden_size": "wide"}, "hidden_size"),
+        ({"max_length": 0}, "max_length"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"dropout": -0.1}, "dropout"),
+        ({"dropout": float("nan")}, "dropout"),
+    ],
+)
+def test_wrong_settings(name: str, settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        build_student(name, settings, 5, STUDENTS)
+    assert name in caught.value.line()
+
+
+def test_what_is_no_student_cannot_be_loaded(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    with pytest.raises(InputError):
+        load_student(path, STUDENTS)
+    save_student(small(name), path)
+    with pytest.raises(InputError, match="unknown student"):
+        load_student(path, {})
+    write_bytes(path, path.read_bytes()[:-100])
+    with pytest.raises(InputError, match="not a saved student"):
+        load_student(path, STUDENTS)
+    write_bytes(path, b"nothing of the kind")
+    with pytest.raises(InputError, match="not a saved student"):
+        load_student(path, STUDENTS)
+
+
+def test_learns_what_comes_next(name: str, tiny_dataset: Dataset, tmp_path: Path) -> None:
+    """The next item is always (item + 1) mod n: whoever reads the last item can be right every time."""
+    student = small(name, n_items=tiny_dataset.n_items, dropout=0.1, hidden_size=32)
+    settings = TrainSettings(epochs=25, patience=6, learning_rate=0.01, batch_tokens=128, select_by="ndcg@1")
+
+    def measure(part: str) -> dict[str, float]:
+        return evaluate_ranks(target_ranks(student, tiny_dataset, tiny_dataset.examples(part)), [1])
+
+    assert measure("valid")["hr@1"] < 0.5
+    method = METHODS["plain"](METHODS["plain"].Settings(), None)
+    task = Task(student, tiny_dataset, settings, seed=1, validate=lambda _model: measure("valid"), method=method)
+    outcome = fit(task, settings, tmp_path, label="train", identity="x", seed=1)
+    assert outcome.best >= 0.95
+    assert measure("valid")["hr@1"] >= 0.95
+    assert measure("test")["hr@1"] >= 0.95
+    assert outcome.history[-1]["loss"] < outcome.history[0]["loss"] / 2
