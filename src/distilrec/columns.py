@@ -7,7 +7,7 @@ USER: Final = "user_id"
 ITEM: Final = "item_id"
 TIME: Final = "time"
 RATING: Final = "rating"
-ROW: Final = "row"  # 1-based line of the source file, for error messages and for stable tie-breaking
+ROW: Final = "_row"  # 1-based line of the source file, for error messages and for stable tie-breaking
 
 # item tables
 TITLE: Final = "title"

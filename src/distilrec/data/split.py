@@ -79,8 +79,8 @@ def _global_time(offsets: Ints, times: npt.NDArray[np.float64], train: float, va
         return Split(np.zeros(len(offsets) - 1, dtype=np.int64), targets, targets, "")
     ordered = np.sort(times[targets], kind="stable")
     # Cuts are moments, not counts: examples of one moment never fall on both sides.
-    first_valid = ordered[min(int(len(ordered) * train), len(ordered) - 1)]
-    first_test = ordered[min(int(len(ordered) * (train + valid)), len(ordered) - 1)]
+    first_valid = ordered[min(round(len(ordered) * train), len(ordered) - 1)]
+    first_test = ordered[min(round(len(ordered) * (train + valid)), len(ordered) - 1)]
     before = np.concatenate([[0], np.cumsum(times < first_valid)])
     train_end = before[offsets[1:]] - before[offsets[:-1]]
     moment = times[targets]

@@ -76,7 +76,7 @@ class KnowledgeWriter:
 
     def done(self) -> Ints:
         """Return the ids of all examples stored so far, ascending."""
-        frames = [pl.read_parquet(shard, columns=[EXAMPLE])[EXAMPLE].to_numpy() for shard in _shards(self.folder)]
+        frames = [pl.read_parquet(shard, glob=False, columns=[EXAMPLE])[EXAMPLE].to_numpy() for shard in _shards(self.folder)]
         return np.sort(np.concatenate(frames)) if frames else np.empty(0, dtype=np.int64)
 
     def append(self, rows: pl.DataFrame) -> None:
@@ -144,7 +144,7 @@ def open_knowledge(folder: Path, dataset: Dataset) -> Knowledge:
     shards = _shards(folder)
     if not shards:
         raise InputError("the store holds no rows.", where=str(folder), remedy="Run annotate first.")
-    frame = pl.concat([pl.read_parquet(shard, columns=[EXAMPLE, ITEMS, SCORES]) for shard in shards])
+    frame = pl.concat([pl.read_parquet(shard, glob=False, columns=[EXAMPLE, ITEMS, SCORES]) for shard in shards])
     frame = frame.unique(EXAMPLE, keep="first").sort(EXAMPLE)
     path = folder / _VECTORS
     vectors = load_file(path)["item_vectors"] if path.exists() else None
