@@ -25,7 +25,11 @@ def write_log(path: Path, sequences: Sequence[Sequence[str]]) -> Path:
 
     The n-th item of user u is at second 1,000,000 + 100 n + u: all times differ as long as there are at most 100 users.
     """
-    rows = [(1_000_000 + 100 * n + user, f"u{user:03d}", item) for user, items in enumerate(sequences) for n, item in enumerate(items)]
+    rows = [
+        (1_000_000 + 100 * n + user, f"u{user:03d}", item)
+        for user, items in enumerate(sequences)
+        for n, item in enumerate(items)
+    ]
     with path.open("w", newline="") as handle:
         writer = csv.writer(handle)
         writer.writerow(["user_id", "item_id", "timestamp"])
@@ -66,5 +70,7 @@ def tiny_dataset(make_dataset: MakeDataset) -> Dataset:
 
     Item `i07` has internal id 7 and title `Title i07`.
     """
-    sequences = [[f"i{(7 * user + n) % TINY_ITEMS:02d}" for n in range(5 + (11 * user) % 26)] for user in range(TINY_USERS)]
+    sequences = [
+        [f"i{(7 * user + n) % TINY_ITEMS:02d}" for n in range(5 + (11 * user) % 26)] for user in range(TINY_USERS)
+    ]
     return make_dataset(sequences)

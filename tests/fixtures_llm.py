@@ -11,7 +11,15 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from distilrec.teachers.e4srec import INSTRUCTION
 
-WORDS = ["[PAD]", "[UNK]", *dict.fromkeys(INSTRUCTION.split()), "Title", "Title:", "Genre", *(f"i{item:02d}" for item in range(20))]
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    *dict.fromkeys(INSTRUCTION.split()),
+    "Title",
+    "Title:",
+    "Genre",
+    *(f"i{item:02d}" for item in range(20)),
+]
 
 
 def build_llm(folder: Path, *, width: int = 32, layers: int = 2, seed: int = 0) -> Path:

@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from distilrec.config import AnnotateSettings, Config, EvaluateSettings, FilterSettings, SplitSettings, TrainSettings, checked, load_config
+from distilrec.config import (
+    AnnotateSettings,
+    Config,
+    EvaluateSettings,
+    FilterSettings,
+    SplitSettings,
+    TrainSettings,
+    checked,
+    load_config,
+)
 from distilrec.errors import ConfigError
 
 DATA = "data.interactions=log.csv"
@@ -37,7 +46,9 @@ def test_defaults() -> None:
     assert config.evaluate == EvaluateSettings(
         cutoffs=[1, 5, 10, 20], bootstrap=2000, filter_seen=False, batch_tokens=16_384, timing_users=1000
     )
-    assert config.data.filters == FilterSettings(min_rating=None, duplicates="exact", k_core_user=5, k_core_item=5, min_history=3)
+    assert config.data.filters == FilterSettings(
+        min_rating=None, duplicates="exact", k_core_user=5, k_core_item=5, min_history=3
+    )
 
 
 def test_overrides_lie_over_the_file_over_the_base(tmp_path: Path) -> None:
@@ -45,7 +56,12 @@ def test_overrides_lie_over_the_file_over_the_base(tmp_path: Path) -> None:
     base = {"train": {"epochs": 9, "batch_tokens": 64}, "seed": 2, "threads": 3}
     config = load_config(tmp_path / "c.yaml", ["seed=5", "train.epochs=8", "train.clip_norm=0.5"], base)
     assert (config.seed, config.threads) == (5, 3)
-    assert (config.train.epochs, config.train.patience, config.train.batch_tokens, config.train.clip_norm) == (8, 3, 64, 0.5)
+    assert (config.train.epochs, config.train.patience, config.train.batch_tokens, config.train.clip_norm) == (
+        8,
+        3,
+        64,
+        0.5,
+    )
     assert base == {"train": {"epochs": 9, "batch_tokens": 64}, "seed": 2, "threads": 3}  # the base is not written into
 
 
@@ -64,7 +80,9 @@ def test_numbers_of_overrides(word: str, value: float) -> None:
 
 
 def test_lists_nulls_and_text_of_overrides() -> None:
-    config = load_config(None, [DATA, "evaluate.cutoffs=[3, 7]", "train.stride=null", "name=a-b", "data.columns.text=[x]"])
+    config = load_config(
+        None, [DATA, "evaluate.cutoffs=[3, 7]", "train.stride=null", "name=a-b", "data.columns.text=[x]"]
+    )
     assert config.evaluate.cutoffs == [3, 7]
     assert config.train.stride is None
     assert config.name == "a-b"
@@ -117,7 +135,9 @@ def test_a_bad_value_is_refused_by_its_key(override: str, words: str) -> None:
 
 def test_shares_must_leave_something_to_test_on() -> None:
     assert "train + valid must stay below 1" in complaint(DATA, "data.split.train=0.9", "data.split.valid=0.1")
-    assert "train + valid must stay below 1" in complaint(DATA, "data.split.train=0.85")  # 0.2 to validation, by default
+    assert "train + valid must stay below 1" in complaint(
+        DATA, "data.split.train=0.85"
+    )  # 0.2 to validation, by default
     assert SplitSettings(kind="global_time").shares() == (0.8, 0.1)
     assert SplitSettings(kind="random_sessions").shares() == (0.6, 0.2)
     assert SplitSettings(kind="global_time", train=0.5).shares() == (0.5, 0.1)
@@ -145,7 +165,10 @@ def test_a_bad_file_is_refused_by_name(tmp_path: Path, content: bytes, words: st
 
 
 def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
-    assert complaint(path=tmp_path / "no.yaml") == f"{tmp_path / 'no.yaml'}: no such file. Check the path of the configuration."
+    assert (
+        complaint(path=tmp_path / "no.yaml")
+        == f"{tmp_path / 'no.yaml'}: no such file. Check the path of the configuration."
+    )
     assert "Is a directory" in complaint(path=tmp_path)
 
 
@@ -156,7 +179,9 @@ def test_settings_are_frozen() -> None:
 
 def test_the_distilled_student_is_trained_like_the_plain_one_unless_told_otherwise() -> None:
     assert load_config(None, [DATA, "train.epochs=3"]).distil_settings().epochs == 3
-    assert load_config(None, [DATA, "train.epochs=3", "distil.patience=2"]).distil_settings() == TrainSettings(patience=2)
+    assert load_config(None, [DATA, "train.epochs=3", "distil.patience=2"]).distil_settings() == TrainSettings(
+        patience=2
+    )
 
 
 def test_checked_says_where() -> None:
@@ -193,7 +218,10 @@ def test_deep_merge_takes_each_leaf_from_the_highest_layer(low: dict[str, Any], 
         found = look(merged, path)
         assert found == value or (value == {} and isinstance(look(low, path), dict) and found == look(low, path))
     for path, value in leaves(low):
-        shadowed = any(not isinstance(look(high, path[:n]), dict | None) for n in range(1, len(path) + 1)) or look(high, path) is not None
+        shadowed = (
+            any(not isinstance(look(high, path[:n]), dict | None) for n in range(1, len(path) + 1))
+            or look(high, path) is not None
+        )
         assert shadowed or look(merged, path) == value
 
 

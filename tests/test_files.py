@@ -100,7 +100,10 @@ def test_a_disk_that_is_found_full_late(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_full_disk_in_the_words_of_writers_in_rust(tmp_path: Path) -> None:
-    for error in (pl.exceptions.ComputeError("No space left on device (os error 28)"), RuntimeError("I/O: StorageFull")):
+    for error in (
+        pl.exceptions.ComputeError("No space left on device (os error 28)"),
+        RuntimeError("I/O: StorageFull"),
+    ):
         assert isinstance(disk_error(error, tmp_path / "no" / "such"), DiskFullError)
     other = ValueError("something else")
     assert disk_error(other, tmp_path) is other
@@ -120,7 +123,9 @@ def test_need_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10 << 20, 7 << 20, 3 << 20))
     need_space(tmp_path / "new", 3 << 20)
-    with pytest.raises(DiskFullError, match=r"4 MiB are needed and 3 MiB are free\. Free some room or choose another folder"):
+    with pytest.raises(
+        DiskFullError, match=r"4 MiB are needed and 3 MiB are free\. Free some room or choose another folder"
+    ):
         need_space(tmp_path / "new" / "deeper", 4 << 20)
 
 
@@ -156,7 +161,9 @@ def test_hashes(tmp_path: Path) -> None:
     (tmp_path / "c").write_bytes(b"x" * ((2 << 20) - 1) + b"y")
     assert sha256_file(tmp_path / "b") != sha256_file(tmp_path / "c")
     assert hash_json({"a": 1, "b": [2]}) == hash_json({"b": [2], "a": 1})
-    assert len({hash_json(value) for value in ({"a": 1}, {"a": "1"}, {"a": [1]}, {"b": 1}, {"a": None}, [1], [1, 2])}) == 7
+    assert (
+        len({hash_json(value) for value in ({"a": 1}, {"a": "1"}, {"a": [1]}, {"b": 1}, {"a": None}, [1], [1, 2])}) == 7
+    )
 
 
 def run_python(program: str, *arguments: Any) -> subprocess.CompletedProcess[str]:
@@ -181,7 +188,10 @@ def test_a_second_process_is_refused_and_told_who_holds_the_lock(tmp_path: Path)
     lock = tmp_path / "run" / ".lock"
     with locked(lock, "this run"):
         line = run_python(TAKE, lock).stdout.strip()
-        assert line == f"{lock.parent}: this run is in use by another process (pid {os.getpid()}). Wait for it, or stop it."
+        assert (
+            line
+            == f"{lock.parent}: this run is in use by another process (pid {os.getpid()}). Wait for it, or stop it."
+        )
         assert lock.read_text() == str(os.getpid())
     assert run_python(TAKE, lock).stdout.strip() == "taken"
 

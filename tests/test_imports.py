@@ -26,7 +26,10 @@ def imported(path: Path) -> list[tuple[int, str]]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}, line {node.lineno}: a relative import"
-            names = [f"{node.module}.{alias.name}" if node.module == "distilrec" else str(node.module) for alias in node.names]
+            names = [
+                f"{node.module}.{alias.name}" if node.module == "distilrec" else str(node.module)
+                for alias in node.names
+            ]
         else:
             continue
         found += [(node.lineno, name.split(".")[1]) for name in names if name.startswith("distilrec.")]

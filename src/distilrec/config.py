@@ -252,6 +252,10 @@ def _deep_merge(low: dict[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(low)
     for key, value in high.items():
         below = merged.get(key)
-        same_name = isinstance(value, Mapping) and isinstance(below, dict) and value.get("name", below.get("name")) == below.get("name")
+        same_name = (
+            isinstance(value, Mapping)
+            and isinstance(below, dict)
+            and value.get("name", below.get("name")) == below.get("name")
+        )
         merged[key] = _deep_merge(below, value) if same_name and isinstance(below, dict) else value
     return merged

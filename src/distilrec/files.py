@@ -129,7 +129,9 @@ def locked(path: Path, what: str) -> Iterator[None]:
             handle.seek(0)
             owner = handle.read().strip() or "unknown"
             raise LockedError(
-                f"{what} is in use by another process (pid {owner}).", where=str(path.parent), remedy="Wait for it, or stop it."
+                f"{what} is in use by another process (pid {owner}).",
+                where=str(path.parent),
+                remedy="Wait for it, or stop it.",
             ) from None
         handle.truncate(0)
         handle.write(str(os.getpid()))

@@ -35,7 +35,9 @@ class Bar:
             self._said = time.monotonic()
             of = f"/{self.total}" if self.total is not None else ""
             rate = self.done / max(self._said - self._started, 1e-9)
-            left = f", {max(self.total - self.done, 0) / rate:.0f} s left" if self.total is not None and rate > 0 else ""
+            left = (
+                f", {max(self.total - self.done, 0) / rate:.0f} s left" if self.total is not None and rate > 0 else ""
+            )
             say(f"  {self.label}: {self.done}{of}{left} {note}".rstrip())
 
 

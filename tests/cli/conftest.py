@@ -58,7 +58,11 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 def log(tmp_path: Path) -> Path:
     """15 users, 12 items, 8 interactions each: enough to pass the default filters."""
     path = tmp_path / "log.csv"
-    rows = [f"u{user:02d},i{(user * 3 + n) % 12:02d},{1_700_000_000 + 60 * n + user}\n" for user in range(15) for n in range(8)]
+    rows = [
+        f"u{user:02d},i{(user * 3 + n) % 12:02d},{1_700_000_000 + 60 * n + user}\n"
+        for user in range(15)
+        for n in range(8)
+    ]
     path.write_text("user_id,item_id,timestamp\n" + "".join(rows))
     return path
 

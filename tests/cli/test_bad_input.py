@@ -66,7 +66,12 @@ def test_a_missing_column(cli: Cli, log: Path, titles: Path, column: str, role: 
 
 def test_an_ambiguous_column(cli: Cli, log: Path, titles: Path) -> None:
     edit(log, ("user_id,item_id,timestamp", "uid,item_id,user"))
-    check(cli("prepare", "--interactions", log, "--items", titles), f"{log}: ", "ambiguous: 'uid', 'user'", "data.columns.user=NAME")
+    check(
+        cli("prepare", "--interactions", log, "--items", titles),
+        f"{log}: ",
+        "ambiguous: 'uid', 'user'",
+        "data.columns.user=NAME",
+    )
 
 
 def test_a_chosen_column_that_does_not_exist(cli: Cli, log: Path, titles: Path) -> None:
@@ -74,7 +79,9 @@ def test_a_chosen_column_that_does_not_exist(cli: Cli, log: Path, titles: Path) 
     check(done, f"{log}: no column 'usr'", "data.columns.user")
 
 
-@pytest.mark.parametrize(("content", "words"), [("", "the file is empty"), ("user_id,item_id,timestamp\n", "a header and no rows")])
+@pytest.mark.parametrize(
+    ("content", "words"), [("", "the file is empty"), ("user_id,item_id,timestamp\n", "a header and no rows")]
+)
 def test_an_empty_log(cli: Cli, log: Path, titles: Path, content: str, words: str) -> None:
     log.write_text(content)
     check(cli("prepare", "--interactions", log, "--items", titles), f"{log}: ", words)
@@ -88,12 +95,18 @@ def test_an_empty_item_file(cli: Cli, log: Path, titles: Path) -> None:
 @pytest.mark.parametrize("line", [2, 60, 122])
 def test_a_line_with_too_many_cells(cli: Cli, log: Path, titles: Path, line: int) -> None:
     insert(log, line, "u00,i00,1,2\n")
-    check(cli("prepare", "--interactions", log, "--items", titles), f"{log}, line {line}: 4 cells where the header has 3")
+    check(
+        cli("prepare", "--interactions", log, "--items", titles), f"{log}, line {line}: 4 cells where the header has 3"
+    )
 
 
 def test_a_broken_line_of_the_item_file(cli: Cli, log: Path, titles: Path) -> None:
     insert(titles, 5, "i99,a title, with a comma\n")
-    check(cli("prepare", "--interactions", log, "--items", titles), f"{titles}, line 5: 3 cells where the header has 2", "quote cells")
+    check(
+        cli("prepare", "--interactions", log, "--items", titles),
+        f"{titles}, line 5: 3 cells where the header has 2",
+        "quote cells",
+    )
 
 
 def test_a_quote_that_is_never_closed(cli: Cli, log: Path, titles: Path) -> None:
@@ -115,18 +128,27 @@ def test_a_line_that_is_no_json(cli: Cli, tmp_path: Path) -> None:
 )
 def test_an_empty_id(cli: Cli, log: Path, titles: Path, column: str, before: str, line: int) -> None:
     insert(log, 40, before + (",i00,1\n" if column == "user_id" else "u00, ,1\n"))
-    check(cli("prepare", "--interactions", log, "--items", titles), f"{log}, line {line}, column '{column}': the id is missing")
+    check(
+        cli("prepare", "--interactions", log, "--items", titles),
+        f"{log}, line {line}, column '{column}': the id is missing",
+    )
 
 
 def test_a_time_that_is_no_number(cli: Cli, log: Path, titles: Path) -> None:
     insert(log, 17, "u00,i00,yesterday\n")
-    check(cli("prepare", "--interactions", log, "--items", titles), f"{log}, line 17, column 'timestamp': time 'yesterday' is neither")
+    check(
+        cli("prepare", "--interactions", log, "--items", titles),
+        f"{log}, line 17, column 'timestamp': time 'yesterday' is neither",
+    )
 
 
 def test_a_rating_that_is_no_number(cli: Cli, log: Path, titles: Path) -> None:
     edit(log, ("timestamp", "rating"))
     insert(log, 17, "u00,i00,good\n")
-    check(cli("prepare", "--interactions", log, "--items", titles), f"{log}, line 17, column 'rating': rating 'good' is not a number")
+    check(
+        cli("prepare", "--interactions", log, "--items", titles),
+        f"{log}, line 17, column 'rating': rating 'good' is not a number",
+    )
 
 
 @pytest.mark.parametrize(
@@ -144,7 +166,8 @@ def test_an_unknown_setting(cli: Cli, log: Path, titles: Path, word: str, key: s
 
 
 @pytest.mark.parametrize(
-    ("word", "key"), [("student.hidden_size=-1", "student: hidden_size"), ("train.epochs=0", "train.epochs"), ("seed=x", "seed")]
+    ("word", "key"),
+    [("student.hidden_size=-1", "student: hidden_size"), ("train.epochs=0", "train.epochs"), ("seed=x", "seed")],
 )
 def test_a_setting_out_of_range(cli: Cli, log: Path, titles: Path, word: str, key: str) -> None:
     check(cli("prepare", "--interactions", log, "--items", titles, word), key, "got")
@@ -178,9 +201,15 @@ def test_a_split_that_leaves_nothing(cli: Cli, log: Path, titles: Path) -> None:
 
 
 @pytest.mark.parametrize("which", ["--interactions", "--items"])
-def test_a_missing_file_a_folder_and_an_unknown_kind(cli: Cli, log: Path, titles: Path, tmp_path: Path, which: str) -> None:
+def test_a_missing_file_a_folder_and_an_unknown_kind(
+    cli: Cli, log: Path, titles: Path, tmp_path: Path, which: str
+) -> None:
     files = {"--interactions": log, "--items": titles}
-    for name, words in (("no.csv", "no such file"), ("folder.csv", "this is a folder"), ("log.xlsx", "unknown kind of file '.xlsx'")):
+    for name, words in (
+        ("no.csv", "no such file"),
+        ("folder.csv", "this is a folder"),
+        ("log.xlsx", "unknown kind of file '.xlsx'"),
+    ):
         files[which] = tmp_path / name
         if name == "folder.csv":
             files[which].mkdir()
@@ -201,12 +230,20 @@ def test_text_that_is_not_utf8(cli: Cli, log: Path, titles: Path, late: bool) ->
 
 def test_a_broken_gzip_file(cli: Cli, log: Path, titles: Path, tmp_path: Path) -> None:
     (tmp_path / "log.csv.gz").write_bytes(gzip.compress(log.read_bytes())[:-30])
-    check(cli("prepare", "--interactions", tmp_path / "log.csv.gz", "--items", titles), "log.csv.gz: not a whole gzip file")
+    check(
+        cli("prepare", "--interactions", tmp_path / "log.csv.gz", "--items", titles),
+        "log.csv.gz: not a whole gzip file",
+    )
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"train: [", "not valid YAML"), (b"words", "must hold"), (b"a: \xff", "not valid YAML"), (b"data: {}\n", "data: give either source")],
+    [
+        (b"train: [", "not valid YAML"),
+        (b"words", "must hold"),
+        (b"a: \xff", "not valid YAML"),
+        (b"data: {}\n", "data: give either source"),
+    ],
 )
 def test_a_configuration_that_is_none(cli: Cli, tmp_path: Path, content: bytes, words: str) -> None:
     (tmp_path / "c.yaml").write_bytes(content)
@@ -238,7 +275,11 @@ def test_no_words_at_all_show_the_help(cli: Cli) -> None:
 def test_an_item_file_of_another_log(cli: Cli, log: Path, titles: Path) -> None:
     titles.write_text("item_id,title\nx1,One\nx2,Two\n")
     done = cli("prepare", "--interactions", log, "--items", titles)
-    check(done, f"{titles}: no column holds the item ids of the log (such as 'i00', 'i01', 'i02')", "data.columns.item_key=NAME")
+    check(
+        done,
+        f"{titles}: no column holds the item ids of the log (such as 'i00', 'i01', 'i02')",
+        "data.columns.item_key=NAME",
+    )
 
 
 def test_an_item_file_without_titles(cli: Cli, log: Path, titles: Path) -> None:
@@ -287,28 +328,43 @@ def test_a_full_disk(cli: Cli, log: Path, titles: Path, monkeypatch: pytest.Monk
     assert len(again.manifests) == 1
 
 
-def test_too_little_room_is_found_before_anything_is_written(cli: Cli, log: Path, titles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_room_is_found_before_anything_is_written(
+    cli: Cli, log: Path, titles: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Usage:
         free = 1000
 
     monkeypatch.setattr("shutil.disk_usage", lambda _path: Usage)
-    check(cli("prepare", "--interactions", log, "--items", titles), "1 MiB are needed and 0 MiB are free", "Free some room")
+    check(
+        cli("prepare", "--interactions", log, "--items", titles),
+        "1 MiB are needed and 0 MiB are free",
+        "Free some room",
+    )
 
 
 def test_a_folder_of_runs_that_is_a_file(cli: Cli, log: Path, tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("")
     done = cli("prepare", "--interactions", log)
     assert done.code == 2
-    assert done.err == f"Error: {tmp_path / 'runs' / 'log'}: Not a directory. Choose another path, or change its permissions.\n"
+    assert (
+        done.err
+        == f"Error: {tmp_path / 'runs' / 'log'}: Not a directory. Choose another path, or change its permissions.\n"
+    )
 
 
 def test_a_run_that_another_process_works_on(cli: Cli, log: Path, tmp_path: Path) -> None:
     with locked(tmp_path / "runs" / "log" / ".lock", "this run"):
-        check(cli("prepare", "--interactions", log), f"this run is in use by another process (pid {os.getpid()})", "Wait for it")
+        check(
+            cli("prepare", "--interactions", log),
+            f"this run is in use by another process (pid {os.getpid()})",
+            "Wait for it",
+        )
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_an_interruption_is_resumable(cli: Cli, log: Path, titles: Path, monkeypatch: pytest.MonkeyPatch, how: signal.Signals) -> None:
+def test_an_interruption_is_resumable(
+    cli: Cli, log: Path, titles: Path, monkeypatch: pytest.MonkeyPatch, how: signal.Signals
+) -> None:
     from distilrec.data import prepare as module
 
     real = module.write_dataset

@@ -37,7 +37,9 @@ def manifest(done: Done) -> dict[str, Any]:
 def prepared(cli: Cli, log: Path, items: Path | None, *words: str) -> dict[str, Any]:
     """Prepare in a run of its own and return the manifest."""
     before = set((log.parent / "runs").rglob("manifest.json"))
-    done = cli("prepare", "--interactions", log, *(["--items", items] if items else []), "--name", f"run{len(before)}", *words)
+    done = cli(
+        "prepare", "--interactions", log, *(["--items", items] if items else []), "--name", f"run{len(before)}", *words
+    )
     assert done.code == 0, done.err
     (path,) = set(done.manifests) - before
     return json.loads(path.read_text())
@@ -84,7 +86,9 @@ def write_log(folder: Path, form: str) -> Path:
     if form == "inter":
         return table(folder / "log.inter", ["user_id:token", "item_id:token", "timestamp:float"], ROWS, "\t")
     if form == "other order":
-        return table(folder / "log.csv", ["when", "ts", "product_id", "user_id"], [("x", t, i, u) for u, i, t in reversed(ROWS)])
+        return table(
+            folder / "log.csv", ["when", "ts", "product_id", "user_id"], [("x", t, i, u) for u, i, t in reversed(ROWS)]
+        )
     if form == "windows":
         path = table(folder / "log.csv", names, ROWS)
         path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
@@ -102,7 +106,9 @@ def write_log(folder: Path, form: str) -> Path:
     if form == "milliseconds":
         return table(folder / "log.csv", names, [(u, i, t * 1000) for u, i, t in ROWS])
     if form == "jsonl":
-        (folder / "log.jsonl").write_text("".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in ROWS))
+        (folder / "log.jsonl").write_text(
+            "".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in ROWS)
+        )
         return folder / "log.jsonl"
     if form == "parquet":
         pl.DataFrame(columns).write_parquet(folder / "log.parquet")
@@ -120,7 +126,9 @@ FORMS = [
 
 
 @pytest.mark.parametrize("form", FORMS, ids=[form.replace(" ", "-") for form in FORMS])
-def test_every_form_of_the_log_gives_the_same_data_set(cli: Cli, shop: tuple[Path, Path], tmp_path: Path, form: str) -> None:
+def test_every_form_of_the_log_gives_the_same_data_set(
+    cli: Cli, shop: tuple[Path, Path], tmp_path: Path, form: str
+) -> None:
     folder = tmp_path / "form"
     folder.mkdir()
     plain = prepared(cli, *shop)
@@ -130,7 +138,9 @@ def test_every_form_of_the_log_gives_the_same_data_set(cli: Cli, shop: tuple[Pat
 
 
 @pytest.mark.parametrize("form", ["tsv", "item", "jsonl", "parquet", "gz"])
-def test_every_form_of_the_item_file_gives_the_same_data_set(cli: Cli, shop: tuple[Path, Path], tmp_path: Path, form: str) -> None:
+def test_every_form_of_the_item_file_gives_the_same_data_set(
+    cli: Cli, shop: tuple[Path, Path], tmp_path: Path, form: str
+) -> None:
     names = ["sku", "name", "brand"]
     if form == "item":
         path = table(tmp_path / "i.item", ["item_id:token", "item_title:token_seq", "brand:token"], ITEMS, "\t")
@@ -154,7 +164,11 @@ def test_sequence_text_is_a_log_without_a_clock(cli: Cli, shop: tuple[Path, Path
         histories.setdefault(user, []).append(item)
     (tmp_path / "log.txt").write_text("".join(" ".join([user, *items]) + "\n" for user, items in histories.items()))
     bare = table(tmp_path / "bare.csv", ["user_id", "product_id"], [row[:2] for row in ROWS])
-    text, without, timed = prepared(cli, tmp_path / "log.txt", shop[1]), prepared(cli, bare, shop[1]), prepared(cli, *shop)
+    text, without, timed = (
+        prepared(cli, tmp_path / "log.txt", shop[1]),
+        prepared(cli, bare, shop[1]),
+        prepared(cli, *shop),
+    )
     assert text["fingerprint"] == without["fingerprint"] != timed["fingerprint"]
     assert text["has_time"] is False
     assert any("order of the line" in note for note in text["notes"])
@@ -176,10 +190,23 @@ def test_what_the_filters_drop_is_said(cli: Cli, shop: tuple[Path, Path]) -> Non
 
 @pytest.mark.parametrize(
     ("file", "run"),
-    [("2024.csv", "2024"), ("my log (1).csv", "my-log-1"), ("a#b: c.csv", "a-b-c"), ("[x].csv", "x"), ("1e5.csv", "1e5"), ("é.csv", "run")],
+    [
+        ("2024.csv", "2024"),
+        ("my log (1).csv", "my-log-1"),
+        ("a#b: c.csv", "a-b-c"),
+        ("[x].csv", "x"),
+        ("1e5.csv", "1e5"),
+        ("é.csv", "run"),
+    ],
 )
 def test_any_file_name_will_do(cli: Cli, shop: tuple[Path, Path], tmp_path: Path, file: str, run: str) -> None:
-    done = cli("prepare", "--interactions", shop[0].rename(tmp_path / file), "--items", shop[1].rename(tmp_path / f"items of {file}"))
+    done = cli(
+        "prepare",
+        "--interactions",
+        shop[0].rename(tmp_path / file),
+        "--items",
+        shop[1].rename(tmp_path / f"items of {file}"),
+    )
     assert done.code == 0, done.err
     assert [path.name for path in done.runs.iterdir()] == [run]
 
@@ -191,7 +218,11 @@ def test_a_name_of_digits_is_a_name(cli: Cli, shop: tuple[Path, Path]) -> None:
 
 
 def test_the_users_columns_win_over_the_guess(cli: Cli, tmp_path: Path) -> None:
-    log = table(tmp_path / "log.csv", ["user_id", "buyer", "item_id", "t1", "timestamp"], [("x", u, i, t, 0) for u, i, t in ROWS])
+    log = table(
+        tmp_path / "log.csv",
+        ["user_id", "buyer", "item_id", "t1", "timestamp"],
+        [("x", u, i, t, 0) for u, i, t in ROWS],
+    )
     found = prepared(cli, log, None, "data.columns.user=buyer", "data.columns.time=t1")
     assert found["columns"] == {"user_id": "buyer", "item_id": "item_id", "time": "t1"}
     assert found["n_users"] == 15

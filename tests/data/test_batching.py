@@ -19,7 +19,14 @@ def in_memory(lengths: list[int], train_end: list[int], n_items: int = 50) -> Da
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     items = ((7 * np.arange(offsets[-1]) + 3) % n_items).astype(np.int32)
     nothing = np.empty(0, dtype=np.int64)
-    return Dataset(Path(), {"n_items": n_items}, offsets, items, None, Split(np.asarray(train_end, dtype=np.int64), nothing, nothing, ""))
+    return Dataset(
+        Path(),
+        {"n_items": n_items},
+        offsets,
+        items,
+        None,
+        Split(np.asarray(train_end, dtype=np.int64), nothing, nothing, ""),
+    )
 
 
 @st.composite
@@ -36,7 +43,11 @@ def cuts(draw: st.DrawFn) -> dict[str, Any]:
 
 def training_positions(data: Dataset) -> list[int]:
     """Every training target: all but the first item of each history, before its cut."""
-    return [int(start) + n for start, end in zip(data.offsets[:-1], data.split.train_end, strict=True) for n in range(1, int(end))]
+    return [
+        int(start) + n
+        for start, end in zip(data.offsets[:-1], data.split.train_end, strict=True)
+        for n in range(1, int(end))
+    ]
 
 
 def asked(windows: Windows) -> list[int]:
@@ -53,7 +64,9 @@ def test_every_training_target_is_asked_for_once_with_enough_context(data: Datas
     rows = data.rows_of(windows.start)
     begin = data.offsets[rows]
     assert (windows.start >= begin).all()
-    assert (windows.end <= begin + data.split.train_end[rows] - 1).all()  # the target of the last input is trained on too
+    assert (
+        windows.end <= begin + data.split.train_end[rows] - 1
+    ).all()  # the target of the last input is trained on too
     assert ((windows.end - windows.start >= 1) & (windows.end - windows.start <= reach)).all()
     assert (windows.supervised_from >= windows.start).all()
     assert (windows.supervised_from < windows.end).all()
@@ -102,7 +115,11 @@ def test_held_out_windows_read_what_came_before(data: Dataset, reach: int) -> No
         assert (start, end) == (max(row_start, example - reach), example)
 
 
-@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=60), tokens=st.integers(1, 120), seed=st.none() | st.integers(0, 9))
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=60),
+    tokens=st.integers(1, 120),
+    seed=st.none() | st.integers(0, 9),
+)
 def test_a_plan_covers_all_rows_once_within_the_size(lengths: list[int], tokens: int, seed: int | None) -> None:
     sizes = np.array(lengths)
     groups = plan(sizes, tokens, None if seed is None else np.random.default_rng(seed))
@@ -113,7 +130,9 @@ def test_a_plan_covers_all_rows_once_within_the_size(lengths: list[int], tokens:
 
 def test_a_plan_follows_its_seed_alone() -> None:
     sizes = np.random.default_rng(0).integers(1, 50, 300)
-    same, again, other = ([rows.tolist() for rows in plan(sizes, 200, np.random.default_rng(seed))] for seed in (1, 1, 2))
+    same, again, other = (
+        [rows.tolist() for rows in plan(sizes, 200, np.random.default_rng(seed))] for seed in (1, 1, 2)
+    )
     assert same == again
     assert same != other
     assert [len(rows) for rows in same] != sorted(len(rows) for rows in same)  # batches of all lengths take turns

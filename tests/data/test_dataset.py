@@ -158,7 +158,9 @@ def test_another_format_and_a_broken_manifest_are_refused(tmp_path: Path) -> Non
         open_dataset(tmp_path)
 
 
-def test_the_order_of_the_file_does_not_matter_where_there_is_a_clock(make_dataset: MakeDataset, tmp_path: Path) -> None:
+def test_the_order_of_the_file_does_not_matter_where_there_is_a_clock(
+    make_dataset: MakeDataset, tmp_path: Path
+) -> None:
     data = make_dataset(HISTORIES)
     log = data.folder.parent / "log.csv"
     with log.open() as handle:
@@ -170,7 +172,9 @@ def test_the_order_of_the_file_does_not_matter_where_there_is_a_clock(make_datas
 
     settings = DataSettings.model_validate({"interactions": log, "filters": data.manifest["filters"]})
     said: list[str] = []
-    again = prepare(tmp_path / "log.csv", data.folder.parent / "titles.csv", settings, tmp_path / "out", seed=1, say=said.append)
+    again = prepare(
+        tmp_path / "log.csv", data.folder.parent / "titles.csv", settings, tmp_path / "out", seed=1, say=said.append
+    )
     assert again.fingerprint == data.fingerprint
     assert said[-1] == "  2 histories, 4 items, 9 interactions; 3 training, 2 validation, 2 test targets"
     assert [line.strip() for line in said[:-1]] == again.manifest["notes"]

@@ -14,13 +14,21 @@ from distilrec.errors import InputError
 Event = tuple[str, str, float | None]
 KEEP_ALL = FilterSettings(k_core_user=1, k_core_item=1, min_history=2, duplicates="none")
 NO_SESSIONS = SessionSettings()
-EVENTS = st.lists(st.tuples(st.sampled_from("uvwx"), st.sampled_from("abcde"), st.integers(0, 3).map(float)), min_size=1, max_size=30)
+EVENTS = st.lists(
+    st.tuples(st.sampled_from("uvwx"), st.sampled_from("abcde"), st.integers(0, 3).map(float)), min_size=1, max_size=30
+)
 
 
 def frame_of(events: list[Event], ratings: list[float | None] | None = None) -> pl.DataFrame:
     users, items, times = zip(*events, strict=True)
     return pl.DataFrame(
-        {USER: users, ITEM: items, TIME: times, RATING: ratings or [None] * len(events), ROW: range(1, len(events) + 1)},
+        {
+            USER: users,
+            ITEM: items,
+            TIME: times,
+            RATING: ratings or [None] * len(events),
+            ROW: range(1, len(events) + 1),
+        },
         schema={USER: pl.String, ITEM: pl.String, TIME: pl.Float64, RATING: pl.Float64, ROW: pl.Int64},
     )
 
@@ -56,18 +64,27 @@ def test_k_core_goes_on_until_nothing_falls() -> None:
     assert kept == [("w", "b"), ("w", "d"), ("x", "b"), ("x", "d")]
 
 
-REPEATS: list[Event] = [("u", "a", 2.0), ("u", "b", 1.0), ("u", "a", 2.0), ("u", "a", 1.0), ("v", "a", 2.0), ("u", "a", 2.0)]
+REPEATS: list[Event] = [
+    ("u", "a", 2.0),
+    ("u", "b", 1.0),
+    ("u", "a", 2.0),
+    ("u", "a", 1.0),
+    ("v", "a", 2.0),
+    ("u", "a", 2.0),
+]
 
 
 @pytest.mark.parametrize(
-    ("which", "rows"), [("none", [1, 2, 3, 4, 5, 6]), ("exact", [1, 2, 4, 5]), ("first", [2, 4, 5]), ("last", [2, 5, 6])]
+    ("which", "rows"),
+    [("none", [1, 2, 3, 4, 5, 6]), ("exact", [1, 2, 4, 5]), ("first", [2, 4, 5]), ("last", [2, 5, 6])],
 )
 def test_duplicates(which: str, rows: list[int]) -> None:
     assert deduplicate(frame_of(REPEATS), which)[ROW].to_list() == rows
 
 
 @pytest.mark.parametrize(
-    ("which", "rows"), [("none", [1, 2, 3, 4, 5, 6]), ("exact", [1, 2, 3, 4, 5, 6]), ("first", [1, 2, 5]), ("last", [2, 5, 6])]
+    ("which", "rows"),
+    [("none", [1, 2, 3, 4, 5, 6]), ("exact", [1, 2, 3, 4, 5, 6]), ("first", [1, 2, 5]), ("last", [2, 5, 6])],
 )
 def test_duplicates_without_a_clock(which: str, rows: list[int]) -> None:
     # A repeated item is a repeated interaction then, not a repeated row.
@@ -89,7 +106,13 @@ def test_sessions_by_gap() -> None:
 
 def test_sessions_by_day() -> None:
     day = 86_400.0
-    events: list[Event] = [("u", "a", day - 1), ("u", "b", day), ("u", "c", 2 * day - 1), ("u", "d", 5 * day), ("v", "a", 5 * day)]
+    events: list[Event] = [
+        ("u", "a", day - 1),
+        ("u", "b", day),
+        ("u", "c", 2 * day - 1),
+        ("u", "d", 5 * day),
+        ("v", "a", 5 * day),
+    ]
     cut = sessionise(frame_of(events), SessionSettings(by="day"))
     groups = [list(group[ITEM]) for _, group in cut.group_by(USER, maintain_order=True)]
     assert groups == [["a"], ["b", "c"], ["d"], ["a"]]

@@ -36,18 +36,24 @@ def test_roles_of_well_known_logs(case: str) -> None:
 
 def test_the_users_choice_wins_and_must_exist() -> None:
     assert guess(USER, ["user_id", "buyer"], given="buyer", where="log.csv") == "buyer"
-    with pytest.raises(InputError, match=r"log\.csv: no column 'byer'; there are 'user_id', 'buyer'\. Correct data\.columns\.user\."):
+    with pytest.raises(
+        InputError, match=r"log\.csv: no column 'byer'; there are 'user_id', 'buyer'\. Correct data\.columns\.user\."
+    ):
         guess(USER, ["user_id", "buyer"], given="byer", where="log.csv")
 
 
 def test_a_missing_role_names_the_setting() -> None:
-    with pytest.raises(InputError, match=r"log\.csv: no item column found among 'user_id', 'x'\. Name it with data\.columns\.item=NAME\."):
+    with pytest.raises(
+        InputError,
+        match=r"log\.csv: no item column found among 'user_id', 'x'\. Name it with data\.columns\.item=NAME\.",
+    ):
         guess(ITEM, ["user_id", "x"], where="log.csv")
     assert guess(TIME, ["user_id", "x"], where="log.csv", required=False) is None
 
 
 @pytest.mark.parametrize(
-    ("role", "names"), [(USER, ["uid", "user"]), (ITEM, ["asin", "sku"]), (TIME, ["ts", "time"]), (TITLE, ["app_name", "song_name"])]
+    ("role", "names"),
+    [(USER, ["uid", "user"]), (ITEM, ["asin", "sku"]), (TIME, ["ts", "time"]), (TITLE, ["app_name", "song_name"])],
 )
 def test_two_equally_good_columns_are_not_chosen_between(role: str, names: list[str]) -> None:
     with pytest.raises(InputError, match=f"ambiguous: '{names[0]}', '{names[1]}'. Choose with data.columns"):
@@ -82,7 +88,9 @@ def test_ids_are_compared_as_text_without_blanks_around_them_and_lists_do_no_har
 
 def test_an_item_table_of_another_log_is_refused() -> None:
     frame = pl.DataFrame({"item_id": ["x", "y"], "title": ["X", "Y"]})
-    with pytest.raises(InputError, match=r"items\.csv: no column holds the item ids of the log \(such as 'a', 'b', 'c'\)"):
+    with pytest.raises(
+        InputError, match=r"items\.csv: no column holds the item ids of the log \(such as 'a', 'b', 'c'\)"
+    ):
         guess_item_id(frame, frame.columns, pl.Series(["c", "b", "a", "d"]), given=None, where="items.csv")
 
 

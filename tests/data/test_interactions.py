@@ -105,20 +105,50 @@ def test_ids_that_pandas_made_floats_are_whole_again(tmp_path: Path) -> None:
 
 BROKEN = {
     "no user id": ("a.csv", "user_id,item_id,time\nu,i,1\n\n,i,1\n", "line 4, column 'user_id'", "the id is missing"),
-    "item id of blanks": ("a.csv", 'user_id,item_id,time\n"u\nu",i,1\nu, ,1\n', "line 4, column 'item_id'", "the id is missing"),
+    "item id of blanks": (
+        "a.csv",
+        'user_id,item_id,time\n"u\nu",i,1\nu, ,1\n',
+        "line 4, column 'item_id'",
+        "the id is missing",
+    ),
     "short line": ("a.tsv", "user_id\titem_id\nu\ti\nu\n", "line 3, column 'item_id'", "the id is missing"),
-    "JSON without an id": ("a.jsonl", '{"user_id": 1, "item_id": 2}\n{"user_id": 1}\n', "line 2, column 'item_id'", "the id is missing"),
-    "time of words": ("a.csv", "user_id,item_id,time\nu,i,1\nu,i,soon\nu,i,2\n", "line 3, column 'time'", "'soon' is neither"),
+    "JSON without an id": (
+        "a.jsonl",
+        '{"user_id": 1, "item_id": 2}\n{"user_id": 1}\n',
+        "line 2, column 'item_id'",
+        "the id is missing",
+    ),
+    "time of words": (
+        "a.csv",
+        "user_id,item_id,time\nu,i,1\nu,i,soon\nu,i,2\n",
+        "line 3, column 'time'",
+        "'soon' is neither",
+    ),
     "no time": ("a.csv", "user_id,item_id,time\nu,i,1\nu,i,\nu,i,2\n", "line 3, column 'time'", "None is neither"),
-    "endless time": ("a.csv", "user_id,item_id,time\nu,i,1\nu,i,inf\nu,i,2\n", "line 3, column 'time'", "'inf' is neither"),
-    "time not a number": ("a.csv", "user_id,item_id,time\nu,i,1\nu,i,NaN\nu,i,2\n", "line 3, column 'time'", "'NaN' is neither"),
+    "endless time": (
+        "a.csv",
+        "user_id,item_id,time\nu,i,1\nu,i,inf\nu,i,2\n",
+        "line 3, column 'time'",
+        "'inf' is neither",
+    ),
+    "time not a number": (
+        "a.csv",
+        "user_id,item_id,time\nu,i,1\nu,i,NaN\nu,i,2\n",
+        "line 3, column 'time'",
+        "'NaN' is neither",
+    ),
     "one number among dates": (
         "a.csv",
         "user_id,item_id,time\nu,i,2024-01-01\nu,i,2024-01-02\nu,i,17\n",
         "line 4, column 'time'",
         "'17' is neither",
     ),
-    "a day that never was": ("a.csv", "user_id,item_id,time\nu,i,2024-02-28\nu,j,2024-02-30\n", "line 3, column 'time'", "'2024-02-30'"),
+    "a day that never was": (
+        "a.csv",
+        "user_id,item_id,time\nu,i,2024-02-28\nu,j,2024-02-30\n",
+        "line 3, column 'time'",
+        "'2024-02-30'",
+    ),
     "dates of two kinds": (
         "a.csv",
         "user_id,item_id,time\nu,i,2024-02-28\nu,j,28.02.2024\nu,j,2024-02-29\n",
@@ -126,7 +156,12 @@ BROKEN = {
         "'28.0",
     ),
     "all times are words": ("a.csv", "user_id,item_id,time\nu,i,x\nu,j,y\n", "line 2, column 'time'", "'x' is neither"),
-    "rating of words": ("a.csv", "user_id,item_id,rating\nu,i,5\nu,i,good\n", "line 3, column 'rating'", "rating 'good' is not a number"),
+    "rating of words": (
+        "a.csv",
+        "user_id,item_id,rating\nu,i,5\nu,i,good\n",
+        "line 3, column 'rating'",
+        "rating 'good' is not a number",
+    ),
     "no user column": ("a.csv", "who,item_id\nu,i\n", "", "no user column found among 'who', 'item_id'"),
     "no item column": ("a.csv", "user_id,what\nu,i\n", "", "no item column found among 'user_id', 'what'"),
     "sequence of a user alone": ("a.txt", "u i j\n\nv\n", "line 3", "expected `user item item ...`"),
@@ -156,9 +191,18 @@ def test_a_broken_log_is_refused_by_line_and_column(tmp_path: Path, case: str) -
         ({"user_id": [b"\xff"], "item_id": [2]}, "row 1, column 'user_id': the id is missing"),
         ({"user_id": [1], "item_id": [2], "time": [None]}, "row 1, column 'time': time None is neither"),
         ({"user_id": [1], "item_id": [2], "time": [dt.time(1)]}, "row 1, column 'time'"),
-        ({"user_id": [1, 1], "item_id": [2, 2], "time": [dt.date(2024, 1, 1), None]}, "row 2, column 'time': time None is neither"),
-        ({"user_id": [1, 1], "item_id": [2, 2], "time": [1.0, float("nan")]}, "row 2, column 'time': time nan is neither"),
-        ({"user_id": [1], "item_id": [2], "rating": [float("inf")]}, "row 1, column 'rating': rating inf is not a number"),
+        (
+            {"user_id": [1, 1], "item_id": [2, 2], "time": [dt.date(2024, 1, 1), None]},
+            "row 2, column 'time': time None is neither",
+        ),
+        (
+            {"user_id": [1, 1], "item_id": [2, 2], "time": [1.0, float("nan")]},
+            "row 2, column 'time': time nan is neither",
+        ),
+        (
+            {"user_id": [1], "item_id": [2], "rating": [float("inf")]},
+            "row 1, column 'rating': rating inf is not a number",
+        ),
     ],
 )
 def test_a_broken_parquet_log_is_refused_by_row(tmp_path: Path, columns: dict[str, list[object]], words: str) -> None:
@@ -170,7 +214,13 @@ def test_a_broken_parquet_log_is_refused_by_row(tmp_path: Path, columns: dict[st
 
 def test_sequence_text(tmp_path: Path) -> None:
     log = read(tmp_path / "a.txt", "u1 3 1  2\n\nu2\t9 9\n")
-    assert log.frame.select(USER, ITEM, ROW).rows() == [("u1", "3", 1), ("u1", "1", 2), ("u1", "2", 3), ("u2", "9", 4), ("u2", "9", 5)]
+    assert log.frame.select(USER, ITEM, ROW).rows() == [
+        ("u1", "3", 1),
+        ("u1", "1", 2),
+        ("u1", "2", 3),
+        ("u2", "9", 4),
+        ("u2", "9", 5),
+    ]
     assert not log.has_time
 
 
@@ -181,12 +231,16 @@ WORD = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=4)
 def test_sequence_text_says_the_same_as_a_table(tmp_path_factory: pytest.TempPathFactory, histories) -> None:
     folder = tmp_path_factory.mktemp("log")
     text = read(folder / "a.txt", "".join(" ".join([user, *items]) + "\n" for user, items in histories))
-    table = read(folder / "a.csv", "user,item\n" + "".join(f"{user},{item}\n" for user, items in histories for item in items))
+    table = read(
+        folder / "a.csv", "user,item\n" + "".join(f"{user},{item}\n" for user, items in histories for item in items)
+    )
     assert text.frame.equals(table.frame, null_equal=True)
 
 
 @given(st.lists(st.floats(-1e10, 1e10), min_size=1, max_size=5), st.sampled_from(["csv", "jsonl", "parquet"]))
-def test_seconds_come_through_bit_for_bit(tmp_path_factory: pytest.TempPathFactory, times: list[float], kind: str) -> None:
+def test_seconds_come_through_bit_for_bit(
+    tmp_path_factory: pytest.TempPathFactory, times: list[float], kind: str
+) -> None:
     path = tmp_path_factory.mktemp("log") / f"a.{kind}"
     frame = pl.DataFrame({"user_id": ["u"] * len(times), "item_id": ["i"] * len(times), "time": times})
     {"csv": frame.write_csv, "jsonl": frame.write_ndjson, "parquet": frame.write_parquet}[kind](path)

@@ -51,7 +51,9 @@ def test_the_users_choice_of_columns(tmp_path: Path) -> None:
 
 
 def test_a_table_without_titles_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"i\.csv: no title column found among 'price'\. Name it with data\.columns\.title=NAME\."):
+    with pytest.raises(
+        InputError, match=r"i\.csv: no title column found among 'price'\. Name it with data\.columns\.title=NAME\."
+    ):
         read(tmp_path / "i.csv", "sku,price\na,1\n")
 
 

@@ -96,7 +96,7 @@ def test_hetrec(tmp_path: Path) -> None:
     raw = archive(
         tmp_path,
         user_ratedmovies__timestamps_dot_dat="userID\tmovieID\trating\ttimestamp\r\n75\t3\t1\t1162160236000\r\n75\t1\t4.5\t1162160624123\r\n",
-        movies_dot_dat="id\ttitle\timdbID\tspanishTitle\tyear\r\n1\tToy story\t01\tToy story (juguetes)\t1995\r\n3\tGrumpy Old Men\t02\tViejos gruñones\t1993\r\n",
+        movies_dot_dat="id\ttitle\timdbID\tspanishTitle\tyear\r\n1\tToy story\t01\tToy story (juguetes)\t1995\r\n3\tGrumpy Old Men\t02\tViejos gruñones\t1993\r\n",  # noqa: E501
         movie_genres_dot_dat="movieID\tgenre\r\n1\tAdventure\r\n1\tAnimation\r\n",
         movie_directors_dot_dat="movieID\tdirectorID\tdirectorName\r\n1\tjohn_lasseter\tJohn Lasseter\r\n",
     )

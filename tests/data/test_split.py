@@ -20,7 +20,11 @@ def offsets_of(lengths: list[int]) -> np.ndarray:
 
 
 def try_split(
-    kind: str, offsets: np.ndarray, times: np.ndarray | None = None, shares: tuple[float, float] | None = None, seed: int = 1
+    kind: str,
+    offsets: np.ndarray,
+    times: np.ndarray | None = None,
+    shares: tuple[float, float] | None = None,
+    seed: int = 1,
 ) -> Split | None:
     train, valid = shares or (None, None)
     try:
@@ -31,7 +35,9 @@ def try_split(
 
 
 def training_targets(offsets: np.ndarray, parts: Split) -> list[int]:
-    return [int(start) + n for start, end in zip(offsets[:-1], parts.train_end, strict=True) for n in range(1, int(end))]
+    return [
+        int(start) + n for start, end in zip(offsets[:-1], parts.train_end, strict=True) for n in range(1, int(end))
+    ]
 
 
 def check_no_leak(offsets: np.ndarray, parts: Split) -> None:
@@ -95,7 +101,9 @@ def test_global_time_trains_before_it_validates_before_it_tests(
 ) -> None:
     offsets = offsets_of(lengths)
     moments = st.integers(0, data.draw(st.sampled_from([3, 100])))
-    times = np.concatenate([np.sort(data.draw(st.lists(moments, min_size=n, max_size=n))) for n in lengths]).astype(float)
+    times = np.concatenate([np.sort(data.draw(st.lists(moments, min_size=n, max_size=n))) for n in lengths]).astype(
+        float
+    )
     parts = try_split("global_time", offsets, times, shares)
     if parts is None:
         return

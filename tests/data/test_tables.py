@@ -29,7 +29,14 @@ def cells(path: Path) -> list[tuple[str | None, ...]]:
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("a.csv", ".csv"), ("a.CSV.GZ", ".csv"), ("a.b.tsv", ".tsv"), ("x.gz", ""), ("noext", ""), ("ml-100k.inter", ".inter")],
+    [
+        ("a.csv", ".csv"),
+        ("a.CSV.GZ", ".csv"),
+        ("a.b.tsv", ".tsv"),
+        ("x.gz", ""),
+        ("noext", ""),
+        ("ml-100k.inter", ".inter"),
+    ],
 )
 def test_the_extension_says_the_format(name: str, expected: str) -> None:
     assert file_format(Path(name)) == expected
@@ -176,7 +183,9 @@ ROWS = st.lists(st.tuples(CELL, CELL, CELL), min_size=1, max_size=8)
 
 
 @given(rows=ROWS, end=st.sampled_from(["\n", "\r\n"]), quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))
-def test_whatever_the_csv_module_writes_is_read_back(tmp_path_factory: pytest.TempPathFactory, rows, end, quoting) -> None:
+def test_whatever_the_csv_module_writes_is_read_back(
+    tmp_path_factory: pytest.TempPathFactory, rows, end, quoting
+) -> None:
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator=end, quoting=quoting).writerows([("x", "y", "z"), *rows])
     path = put(tmp_path_factory.mktemp("csv") / "a.csv", buffer.getvalue())
@@ -189,7 +198,9 @@ def test_whatever_the_csv_module_writes_is_read_back(tmp_path_factory: pytest.Te
 
 
 @given(text=st.text('ab,"\n', max_size=30))
-def test_sound_text_is_read_like_the_csv_module_and_the_rest_refused_by_line(tmp_path_factory: pytest.TempPathFactory, text) -> None:
+def test_sound_text_is_read_like_the_csv_module_and_the_rest_refused_by_line(
+    tmp_path_factory: pytest.TempPathFactory, text
+) -> None:
     path = put(tmp_path_factory.mktemp("csv") / "a.csv", "x,y,z\n" + text)
     try:
         found = [tuple(cell or "" for cell in row) for row in cells(path)]
@@ -210,4 +221,6 @@ def test_sound_text_is_read_like_the_csv_module_and_the_rest_refused_by_line(tmp
 @given(rows=st.lists(st.dictionaries(st.sampled_from("xyz"), CELL, min_size=1), min_size=1, max_size=6))
 def test_whatever_the_json_module_writes_is_read_back(tmp_path_factory: pytest.TempPathFactory, rows) -> None:
     path = put(tmp_path_factory.mktemp("jsonl") / "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    assert read_table(path).frame.drop(ROW).to_dicts() == [{name: row.get(name) for name in read_table(path).names} for row in rows]
+    assert read_table(path).frame.drop(ROW).to_dicts() == [
+        {name: row.get(name) for name in read_table(path).names} for row in rows
+    ]

@@ -36,7 +36,9 @@ def test_names() -> None:
 
 
 def test_equal_to_ranx_where_scores_tie(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")  # compiling takes half a minute, running as plain Python no time at all
+    monkeypatch.setenv(
+        "NUMBA_DISABLE_JIT", "1"
+    )  # compiling takes half a minute, running as plain Python no time at all
     import ranx
 
     generator = np.random.default_rng(3)
@@ -49,7 +51,9 @@ def test_equal_to_ranx_where_scores_tie(monkeypatch: pytest.MonkeyPatch) -> None
     lowered = scores.copy()
     lowered[np.arange(users), targets] -= 0.5  # behind what it tied with, before what it beat
     qrels = ranx.Qrels({str(user): {str(target): 1} for user, target in enumerate(targets)})
-    run = ranx.Run({str(user): {str(item): score for item, score in enumerate(row)} for user, row in enumerate(lowered)})
+    run = ranx.Run(
+        {str(user): {str(item): score for item, score in enumerate(row)} for user, row in enumerate(lowered)}
+    )
     theirs = ranx.evaluate(qrels, run, [f"{kind}@{k}" for kind in ("hit_rate", "ndcg", "mrr") for k in CUTOFFS])
     ours = evaluate_ranks(ranks, CUTOFFS)
     assert len(ours) == len(theirs) == 12

@@ -134,7 +134,9 @@ def test_an_item_without_a_score_counts_against_the_model(tiny_dataset: Dataset)
 
 def test_top_items_are_the_best_in_order(tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(8)
-    distinct = torch.stack([torch.randperm(tiny_dataset.n_items, generator=generator) for _ in range(tiny_dataset.n_items)])
+    distinct = torch.stack(
+        [torch.randperm(tiny_dataset.n_items, generator=generator) for _ in range(tiny_dataset.n_items)]
+    )
     scorer = FakeScorer(distinct.float(), by_length=0.0)
     examples = np.asarray(tiny_dataset.examples("test"))
     expected = [

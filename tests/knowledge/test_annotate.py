@@ -62,7 +62,13 @@ def teacher(tiny_llm: Path, tiny_dataset: Dataset) -> E4SRec:
 VECTORS = torch.arange(60, dtype=torch.float32).reshape(20, 3)
 
 
-def ask(teacher: Any, dataset: Dataset, folder: Path, settings: AnnotateSettings = SETTINGS, details: dict[str, Any] = DETAILS) -> int:
+def ask(
+    teacher: Any,
+    dataset: Dataset,
+    folder: Path,
+    settings: AnnotateSettings = SETTINGS,
+    details: dict[str, Any] = DETAILS,
+) -> int:
     return annotate(teacher, lambda: VECTORS, dataset, settings, folder, details)
 
 
@@ -105,7 +111,9 @@ def test_every_training_target_is_there_once(unbroken: tuple[Path, Counting], ti
 
 
 @torch.inference_mode()
-def test_the_best_equal_those_of_each_example_alone(unbroken: tuple[Path, Counting], teacher: E4SRec, tiny_dataset: Dataset) -> None:
+def test_the_best_equal_those_of_each_example_alone(
+    unbroken: tuple[Path, Counting], teacher: E4SRec, tiny_dataset: Dataset
+) -> None:
     knowledge = open_knowledge(unbroken[0], tiny_dataset)
     assert knowledge.examples.tolist() == training_examples(tiny_dataset)
     table = teacher.item_vectors()
@@ -122,7 +130,9 @@ def test_the_best_equal_those_of_each_example_alone(unbroken: tuple[Path, Counti
     assert {1, 2, REACH // 2 + 1, REACH} <= set(seen)  # short histories, and windows cut out of long ones
 
 
-@pytest.mark.parametrize("changes", [{"batch_tokens": 1}, {"batch_tokens": 10_000, "shard_rows": 1}, {"shard_rows": 10_000}])
+@pytest.mark.parametrize(
+    "changes", [{"batch_tokens": 1}, {"batch_tokens": 10_000, "shard_rows": 1}, {"shard_rows": 10_000}]
+)
 def test_sizes_change_nothing_that_is_said(
     changes: dict[str, int], unbroken: tuple[Path, Counting], teacher: E4SRec, tiny_dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -133,7 +143,11 @@ def test_sizes_change_nothing_that_is_said(
 
 
 def test_pieces_of_the_catalogue_change_nothing(
-    unbroken: tuple[Path, Counting], teacher: E4SRec, tiny_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    unbroken: tuple[Path, Counting],
+    teacher: E4SRec,
+    tiny_dataset: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("distilrec.knowledge.annotate._SCORES", 45)  # two states at a time
     ask(teacher, tiny_dataset, tmp_path)
@@ -205,7 +219,9 @@ def test_killed_inside_a_shard_only_that_shard_is_asked_again(
     assert 0 <= lost <= SETTINGS.shard_rows
 
 
-def test_half_a_file_is_no_shard(unbroken: tuple[Path, Counting], teacher: E4SRec, tiny_dataset: Dataset, tmp_path: Path) -> None:
+def test_half_a_file_is_no_shard(
+    unbroken: tuple[Path, Counting], teacher: E4SRec, tiny_dataset: Dataset, tmp_path: Path
+) -> None:
     tmp_path.joinpath(".shard-00000.parquet.123.part").write_bytes(b"PAR1 and then the power went")
     ask(teacher, tiny_dataset, tmp_path)
     assert same_store(tmp_path, unbroken[0])
@@ -227,7 +243,9 @@ def test_more_than_the_catalogue_cannot_be_asked_for(teacher: E4SRec, tiny_datas
     assert [sorted(row) for row in items.tolist()] == [list(range(tiny_dataset.n_items))] * len(items)
 
 
-def test_other_settings_need_another_store(unbroken: tuple[Path, Counting], teacher: E4SRec, tiny_dataset: Dataset) -> None:
+def test_other_settings_need_another_store(
+    unbroken: tuple[Path, Counting], teacher: E4SRec, tiny_dataset: Dataset
+) -> None:
     with pytest.raises(FingerprintError, match="made with other teacher"):
         ask(teacher, tiny_dataset, unbroken[0], details={**DETAILS, "teacher": "another"})
 

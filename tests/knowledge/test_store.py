@@ -163,13 +163,18 @@ def test_a_second_writer_is_refused_while_readers_are_welcome(tmp_path: Path, ti
         pass
 
 
-def test_knowledge_of_another_data_set_is_refused(tmp_path: Path, tiny_dataset: Dataset, make_dataset: Callable[..., Dataset]) -> None:
+def test_knowledge_of_another_data_set_is_refused(
+    tmp_path: Path, tiny_dataset: Dataset, make_dataset: Callable[..., Dataset]
+) -> None:
     other = make_dataset([["a", "b", "c", "d"], ["b", "c", "d", "a"]])
     with writing(tmp_path, tiny_dataset, DETAILS) as writer:
         writer.append(rows_of(1))
     with pytest.raises(FingerprintError, match=r"belongs to another data set \(its fingerprint differs\)"):
         open_knowledge(tmp_path, other)
-    with pytest.raises(FingerprintError, match="the store was made with other dataset, n_items"), writing(tmp_path, other, DETAILS):
+    with (
+        pytest.raises(FingerprintError, match="the store was made with other dataset, n_items"),
+        writing(tmp_path, other, DETAILS),
+    ):
         pass
 
 
@@ -181,10 +186,15 @@ def test_knowledge_of_another_data_set_is_refused(tmp_path: Path, tiny_dataset: 
         ({**DETAILS, "prompt": "p"}, "prompt"),
     ],
 )
-def test_another_teacher_or_other_settings_do_not_mix(tmp_path: Path, tiny_dataset: Dataset, details: dict[str, Any], named: str) -> None:
+def test_another_teacher_or_other_settings_do_not_mix(
+    tmp_path: Path, tiny_dataset: Dataset, details: dict[str, Any], named: str
+) -> None:
     with writing(tmp_path, tiny_dataset, DETAILS) as writer:
         writer.append(rows_of(1))
-    with pytest.raises(FingerprintError, match=f"the store was made with other {named}"), writing(tmp_path, tiny_dataset, details):
+    with (
+        pytest.raises(FingerprintError, match=f"the store was made with other {named}"),
+        writing(tmp_path, tiny_dataset, details),
+    ):
         pass
     with writing(tmp_path, tiny_dataset, DETAILS) as writer:
         assert writer.done().tolist() == [1]

@@ -38,7 +38,9 @@ def test_hand_computed() -> None:
     states = torch.tensor([[1.0]], dtype=torch.float64)
     table = torch.tensor([[0.0], [math.log(2)], [math.log(5)]], dtype=torch.float64)
     assert cross_entropy(states, table, torch.tensor([1])).item() == pytest.approx(math.log(4))
-    loss, parts = weighted_cross_entropy(states, table, torch.tensor([[1, 2]]), torch.tensor([[1.0, 0.5]], dtype=torch.float64))
+    loss, parts = weighted_cross_entropy(
+        states, table, torch.tensor([[1, 2]]), torch.tensor([[1.0, 0.5]], dtype=torch.float64)
+    )
     assert parts.tolist() == pytest.approx([math.log(4), 0.5 * math.log(8 / 5)])
     assert loss.item() == pytest.approx(math.log(4) + 0.5 * math.log(8 / 5))
 
@@ -84,7 +86,9 @@ def test_repeated_items_in_a_row_add_up() -> None:
     loss, _ = weighted_cross_entropy(states, table, thrice, weights)
     once = cross_entropy(states, table, thrice[:, 0])
     same(loss, once)
-    for got, want in zip(torch.autograd.grad(loss, (states, table)), torch.autograd.grad(once, (states, table)), strict=True):
+    for got, want in zip(
+        torch.autograd.grad(loss, (states, table)), torch.autograd.grad(once, (states, table)), strict=True
+    ):
         same(got, want)
 
 
@@ -95,7 +99,9 @@ def test_a_zero_weight_takes_a_cell_out() -> None:
     without, _ = weighted_cross_entropy(states, table, items[:, [0, 2]], weights[:, [0, 2]])
     same(loss, without)
     assert parts[1].item() == 0.0
-    for got, want in zip(torch.autograd.grad(loss, (states, table)), torch.autograd.grad(without, (states, table)), strict=True):
+    for got, want in zip(
+        torch.autograd.grad(loss, (states, table)), torch.autograd.grad(without, (states, table)), strict=True
+    ):
         same(got, want)
 
 
@@ -139,7 +145,9 @@ def test_weigh_sees_every_row_once_and_no_more_than_a_chunk(chunk_elements: int)
         seen.extend(range(rows.start, rows.stop))
         return weights[rows]
 
-    loss, _ = weighted_cross_entropy(states, table, items, torch.zeros_like(weights), weigh=weigh, chunk_elements=chunk_elements)
+    loss, _ = weighted_cross_entropy(
+        states, table, items, torch.zeros_like(weights), weigh=weigh, chunk_elements=chunk_elements
+    )
     assert seen == list(range(len(states)))
     same(loss, naive(states, table, items, weights)[0])
 

@@ -12,7 +12,14 @@ from distilrec.config import checked
 from distilrec.data.batching import Batch
 from distilrec.errors import ConfigError, InputError
 from distilrec.knowledge.store import Knowledge
-from distilrec.methods.dllm2rec import DLLM2Rec, DLLM2RecSettings, InformedTable, consistency, importance_weights, standardised
+from distilrec.methods.dllm2rec import (
+    DLLM2Rec,
+    DLLM2RecSettings,
+    InformedTable,
+    consistency,
+    importance_weights,
+    standardised,
+)
 from distilrec.students.base import ItemTable
 
 N_ITEMS, WIDTH, ASKED_K = 15, 6, 5
@@ -40,7 +47,9 @@ def student(total: int = 8, seed: int = 5) -> tuple[Tensor, Tensor]:
     return states, table
 
 
-def naive_loss(states: Tensor, table: Tensor, asked: Batch, said: Knowledge, settings: DLLM2RecSettings) -> tuple[Tensor, Tensor]:
+def naive_loss(
+    states: Tensor, table: Tensor, asked: Batch, said: Knowledge, settings: DLLM2RecSettings
+) -> tuple[Tensor, Tensor]:
     """Return the mean over examples of L_student and of lambda sum_i w_i L_student(i), as the equations say it."""
     target_loss = ranking_loss = torch.zeros((), dtype=torch.float64)
     for row, (target, example) in enumerate(zip(asked.targets.tolist(), asked.examples.tolist(), strict=True)):
@@ -73,7 +82,9 @@ def loss_of(said: Knowledge | None = None, asked: Batch | None = None, **changes
 
 
 def test_importance_weights_by_hand() -> None:
-    settings = DLLM2RecSettings(position_weight=2.0, confidence_weight=3.0, beta=1 / math.log(2), confidence_temperature=2.0)
+    settings = DLLM2RecSettings(
+        position_weight=2.0, confidence_weight=3.0, beta=1 / math.log(2), confidence_temperature=2.0
+    )
     # e^(-r / beta) = 2^-r: 1/2, 1/4 of 3/4. Scores 2 log 3 and 0, by temperature 2: e^... = 3, 1 of 4.
     weights = importance_weights(torch.tensor([[2 * math.log(3), 0.0], [0.0, 0.0]], dtype=torch.float64), settings)
     expected = [[2 * 2 / 3 + 3 * 3 / 4, 2 / 3 + 3 / 4], [2 * 2 / 3 + 1.5, 2 / 3 + 1.5]]
@@ -92,7 +103,10 @@ def test_consistency_by_hand() -> None:
     picked = logits.gather(1, items)
     # Best two: items 0 and 2 | item 4, and items 0, 1, 2 share the second place.
     assert consistency(logits, picked, 2).tolist() == [[1.0, pytest.approx(1e-8), 1.0], [1.0, pytest.approx(1e-8), 1.0]]
-    assert consistency(logits, picked, 1).tolist() == [[pytest.approx(1e-8)] * 2 + [1.0], [pytest.approx(1e-8)] * 2 + [1.0]]
+    assert consistency(logits, picked, 1).tolist() == [
+        [pytest.approx(1e-8)] * 2 + [1.0],
+        [pytest.approx(1e-8)] * 2 + [1.0],
+    ]
     assert consistency(logits, picked, 99).tolist() == [[1.0] * 3] * 2
 
 
@@ -235,7 +249,8 @@ def test_missing_item_vectors() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"top_k": 0}, {"beta": 0}, {"confidence_temperature": 0}, {"ranking_weight": -1}, {"postion_weight": 0.3}]
+    "settings",
+    [{"top_k": 0}, {"beta": 0}, {"confidence_temperature": 0}, {"ranking_weight": -1}, {"postion_weight": 0.3}],
 )
 def test_wrong_settings(settings: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(settings))):

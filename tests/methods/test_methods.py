@@ -25,7 +25,9 @@ def knowledge(tiny_dataset: Dataset) -> Knowledge:
     """What a teacher might have said about every training example: it knows the rule, and is sure of the next item."""
     starts, cuts = tiny_dataset.offsets[:-1], tiny_dataset.split.train_end
     examples = np.concatenate([np.arange(start + 1, start + cut) for start, cut in zip(starts, cuts, strict=True)])
-    items = (np.asarray(tiny_dataset.items)[examples - 1].astype(np.int64)[:, None] + np.arange(1, 6)) % tiny_dataset.n_items
+    items = (
+        np.asarray(tiny_dataset.items)[examples - 1].astype(np.int64)[:, None] + np.arange(1, 6)
+    ) % tiny_dataset.n_items
     scores = np.tile(-np.arange(5, dtype=np.float32), (len(examples), 1))
     angle = torch.arange(tiny_dataset.n_items) / tiny_dataset.n_items * 2 * torch.pi
     return Knowledge({}, examples, items, scores, torch.stack([angle.sin(), angle.cos(), angle.sin() * 3], dim=1))
@@ -53,7 +55,9 @@ def test_registered_under_its_own_name(name: str) -> None:
 
 @pytest.mark.parametrize("student", list(STUDENTS))
 @pytest.mark.parametrize("name", list(METHODS))
-def test_parts_are_finite_and_the_gradient_reaches_everything(name: str, student: str, tiny_dataset: Dataset, knowledge: Knowledge) -> None:
+def test_parts_are_finite_and_the_gradient_reaches_everything(
+    name: str, student: str, tiny_dataset: Dataset, knowledge: Knowledge
+) -> None:
     model, method = make(name, tiny_dataset, knowledge, student)
     task = task_of(model, method, tiny_dataset)
     _, batches_from = task.epoch(1)
@@ -67,14 +71,18 @@ def test_parts_are_finite_and_the_gradient_reaches_everything(name: str, student
 
 
 @pytest.mark.parametrize("name", list(METHODS))
-def test_it_asks_about_everything_unless_it_says_otherwise(name: str, tiny_dataset: Dataset, knowledge: Knowledge) -> None:
+def test_it_asks_about_everything_unless_it_says_otherwise(
+    name: str, tiny_dataset: Dataset, knowledge: Knowledge
+) -> None:
     _, method = make(name, tiny_dataset, knowledge)
     examples = np.arange(5)
     assert set(method.select(tiny_dataset, examples)) <= set(examples)
 
 
 @pytest.mark.parametrize("name", DISTILLING)
-def test_distilling_gives_another_student(name: str, tiny_dataset: Dataset, knowledge: Knowledge, tmp_path: Path) -> None:
+def test_distilling_gives_another_student(
+    name: str, tiny_dataset: Dataset, knowledge: Knowledge, tmp_path: Path
+) -> None:
     def trained(name: str) -> tuple[Student, Fit]:
         model, method = make(name, tiny_dataset, knowledge)
         task = task_of(model, method, tiny_dataset)

@@ -79,7 +79,10 @@ def pipeline(settings: dict[str, Any], root: Path, **changes: Any) -> Pipeline:
 
 def measured(results: dict[str, Any]) -> list[dict[str, Any]]:
     """Return what must be equal in equal runs: all but the times."""
-    return [{key: value for key, value in row.items() if key not in ("ms_per_user", "latency_ms")} for row in results["rows"]]
+    return [
+        {key: value for key, value in row.items() if key not in ("ms_per_user", "latency_ms")}
+        for row in results["rows"]
+    ]
 
 
 def cached(results: dict[str, Any]) -> dict[str, bool]:
@@ -145,7 +148,9 @@ class _Outside(HTMLParser):
         if tag in ("script", "link", "iframe", "object", "embed", "img", "base"):
             self.loaded.append(tag)
         self.loaded += [
-            value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "data") and not (value or "").startswith("#")
+            value or ""
+            for name, value in attrs
+            if name in ("src", "href", "xlink:href", "data") and not (value or "").startswith("#")
         ]
 
     def handle_data(self, data: str) -> None:
@@ -210,7 +215,11 @@ def test_a_second_run_does_nothing(
     ids=lambda value: "+".join(value) if isinstance(value, dict) else None,
 )
 def test_a_changed_setting_redoes_what_depends_on_it(
-    changes: dict[str, Any], redone: list[str], settings: dict[str, Any], finished: tuple[Path, dict[str, Any]], tmp_path: Path
+    changes: dict[str, Any],
+    redone: list[str],
+    settings: dict[str, Any],
+    finished: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
 ) -> None:
     root = shutil.copytree(finished[0], tmp_path / "copy")
     results = pipeline(settings, root, **changes).evaluate()
@@ -221,7 +230,9 @@ def test_a_changed_setting_redoes_what_depends_on_it(
         assert [row["metrics"] for row in results["rows"]] == [row["metrics"] for row in finished[1]["rows"]]
 
 
-def test_a_changed_file_redoes_everything(settings: dict[str, Any], finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_a_changed_file_redoes_everything(
+    settings: dict[str, Any], finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
     root = shutil.copytree(finished[0], tmp_path / "copy")
     log = tmp_path / "log.csv"
     log.write_text(Path(settings["data"]["interactions"]).read_text() + "u99,i00,1\nu99,i05,2\nu99,i07,3\n")
@@ -230,7 +241,9 @@ def test_a_changed_file_redoes_everything(settings: dict[str, Any], finished: tu
     assert results["dataset"]["n_users"] == USERS + 1
 
 
-def dies(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, when: Callable[..., bool], *, before: bool = True) -> None:
+def dies(
+    monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, when: Callable[..., bool], *, before: bool = True
+) -> None:
     """Let a function die when `when` says so."""
     original = getattr(owner, name)
 
@@ -302,7 +315,9 @@ def test_killed_in_every_stage_it_ends_with_the_same_figures(
     assert cached(results) == {**dict.fromkeys(STAGES[:-1], True), "evaluate": False}
     root_of_whole, whole = finished
     assert measured(results) == measured(whole)
-    first, second = (pl.read_parquet(next(folder.glob("evaluate-*")) / "ranks.parquet") for folder in (root_of_whole, root))
+    first, second = (
+        pl.read_parquet(next(folder.glob("evaluate-*")) / "ranks.parquet") for folder in (root_of_whole, root)
+    )
     assert first.equals(second)
     assert {folder.name for folder in root.glob("*-*")} == {folder.name for folder in root_of_whole.glob("*-*")}
     for model in ("student", "distilled"):
@@ -334,7 +349,9 @@ def test_one_run_at_a_time(settings: dict[str, Any], tmp_path: Path) -> None:
         ({"teacher__lora_rank": 0}, "lora_rank"),
     ],
 )
-def test_wrong_settings_are_found_before_any_work(changes: dict[str, Any], message: str, settings: dict[str, Any], tmp_path: Path) -> None:
+def test_wrong_settings_are_found_before_any_work(
+    changes: dict[str, Any], message: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match=message):
         pipeline(settings, tmp_path / "run", **changes)
     assert not (tmp_path / "run").exists()

@@ -197,7 +197,10 @@ def test_defaults_can_be_built(name: str) -> None:
     kind = STUDENTS[name]
     student = build_student(name, {}, 5, STUDENTS)
     assert student.settings == kind.Settings()
-    assert student.eval().encode_last(torch.tensor([[0, 4]]), torch.tensor([2]), student.item_vectors()).shape == (1, 64)
+    assert student.eval().encode_last(torch.tensor([[0, 4]]), torch.tensor([2]), student.item_vectors()).shape == (
+        1,
+        64,
+    )
 
 
 @pytest.mark.parametrize(

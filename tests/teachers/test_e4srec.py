@@ -161,7 +161,9 @@ def test_the_gradient_reaches_all_that_is_trained_and_nothing_else(tiny_llm: Pat
         assert (parameter.grad is not None and bool(parameter.grad.any())) == parameter.requires_grad, name
 
 
-def test_training_moves_lora_projection_and_output_and_nothing_else(tiny_llm: Path, tiny_dataset: Dataset, tmp_path: Path) -> None:
+def test_training_moves_lora_projection_and_output_and_nothing_else(
+    tiny_llm: Path, tiny_dataset: Dataset, tmp_path: Path
+) -> None:
     teacher = make(tiny_llm)
     before = {name: value.clone() for name, value in [*teacher.named_parameters(), *teacher.named_buffers()]}
     train(teacher, tiny_dataset, tmp_path)
@@ -187,7 +189,9 @@ def test_every_trained_parameter_is_in_one_group_with_its_rate(tiny_llm: Path) -
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_saved_and_loaded_it_ranks_the_same(precision: str, tiny_llm: Path, tiny_dataset: Dataset, tmp_path: Path) -> None:
+def test_saved_and_loaded_it_ranks_the_same(
+    precision: str, tiny_llm: Path, tiny_dataset: Dataset, tmp_path: Path
+) -> None:
     teacher = train(make(tiny_llm, precision=precision), tiny_dataset, tmp_path / "fit")
     teacher.save(tmp_path / "saved")
     loaded = load_e4srec(tmp_path / "saved", tiny_llm)
@@ -200,7 +204,9 @@ def test_saved_and_loaded_it_ranks_the_same(precision: str, tiny_llm: Path, tiny
     close(again, states)
     assert torch.equal(loaded.item_vectors(), teacher.item_vectors())
     examples = tiny_dataset.examples("test")
-    assert target_ranks(loaded, tiny_dataset, examples).tolist() == target_ranks(teacher, tiny_dataset, examples).tolist()
+    assert (
+        target_ranks(loaded, tiny_dataset, examples).tolist() == target_ranks(teacher, tiny_dataset, examples).tolist()
+    )
     names = {path.name for path in (tmp_path / "saved").iterdir()}
     assert names == {"adapter_model.safetensors", "adapter_config.json", "heads.safetensors", "teacher.json"}
 
@@ -251,7 +257,15 @@ def test_a_folder_without_a_model(tiny_llm: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"layers": 0}, {"lora_rank": 0}, {"input_dropout": 1.0}, {"precision": "int3"}, {"lora_rnak": 4}, {"max_length": 0}]
+    "settings",
+    [
+        {"layers": 0},
+        {"lora_rank": 0},
+        {"input_dropout": 1.0},
+        {"precision": "int3"},
+        {"lora_rnak": 4},
+        {"max_length": 0},
+    ],
 )
 def test_wrong_settings(settings: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(settings))):
@@ -276,7 +290,9 @@ def test_long_texts_are_cut(tiny_llm: Path) -> None:
     llm, tokenizer = load_llm(tiny_llm)
     long, short = "Title i01 Genre Genre i02 i03", "Title i01 Genre"
     close(*text_vectors(llm, tokenizer, [long, short], max_tokens=3))
-    assert (text_vectors(llm, tokenizer, [long], max_tokens=4)[0] - text_vectors(llm, tokenizer, [short])[0]).abs().max() > 1e-3
+    assert (
+        text_vectors(llm, tokenizer, [long], max_tokens=4)[0] - text_vectors(llm, tokenizer, [short])[0]
+    ).abs().max() > 1e-3
 
 
 def test_a_text_without_a_token_gets_a_vector(tiny_llm: Path) -> None:

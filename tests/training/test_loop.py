@@ -27,7 +27,13 @@ from distilrec.training.loop import Fit, fit, load_fit
 from distilrec.training.tasks import Task
 
 EVERY_STEP = TrainSettings(
-    epochs=3, learning_rate=0.01, batch_tokens=100, checkpoint_seconds=0, select_by="ndcg@5", warmup_steps=4, clip_norm=1.0
+    epochs=3,
+    learning_rate=0.01,
+    batch_tokens=100,
+    checkpoint_seconds=0,
+    select_by="ndcg@5",
+    warmup_steps=4,
+    clip_norm=1.0,
 )
 REACH = 12
 
@@ -105,7 +111,9 @@ def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 
 
 @pytest.fixture(scope="module")
-def unbroken(tiny_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[str, Tensor], Fit, int]]:
+def unbroken(
+    tiny_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[dict[str, Tensor], Fit, int]]:
     """Weights, outcome and number of events of unbroken runs."""
     runs = {}
     for kind, build in MODELS.items():
@@ -227,14 +235,19 @@ def test_history_is_the_mean_over_steps(tiny_dataset: Dataset, tmp_path: Path) -
             return {"one": half, "three": 3 * half}
 
     options = TrainSettings(epochs=2, batch_tokens=200, select_by="measure")
-    task = Listening(tiny_student(tiny_dataset, 1), tiny_dataset, options, seed=5, validate=lambda _model: {"measure": 1.0})
+    task = Listening(
+        tiny_student(tiny_dataset, 1), tiny_dataset, options, seed=5, validate=lambda _model: {"measure": 1.0}
+    )
     history = train(task, tmp_path, options).history
     steps = len(losses) // 2
     assert steps > 1
     for entry, part in zip(history, (losses[:steps], losses[steps:]), strict=True):
         mean = sum(part) / steps
         assert entry["loss"] == pytest.approx(mean, rel=1e-5)
-        assert entry["parts"] == {"one": pytest.approx(mean / 4, rel=1e-5), "three": pytest.approx(mean * 3 / 4, rel=1e-5)}
+        assert entry["parts"] == {
+            "one": pytest.approx(mean / 4, rel=1e-5),
+            "three": pytest.approx(mean * 3 / 4, rel=1e-5),
+        }
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -244,7 +257,9 @@ def test_a_loss_that_is_no_number(value: float, tiny_dataset: Dataset, tmp_path:
             parts = super().forward(batch)
             return {"fine": parts["target"], "broken": parts["target"] * (value if self.events == 3 else 1.0)}
 
-    task = Broken(tiny_student(tiny_dataset, 1), tiny_dataset, EVERY_STEP, seed=5, validate=lambda _model: {"ndcg@5": 1.0})
+    task = Broken(
+        tiny_student(tiny_dataset, 1), tiny_dataset, EVERY_STEP, seed=5, validate=lambda _model: {"ndcg@5": 1.0}
+    )
     with pytest.raises(TrainingError, match="epoch 1"):
         train(task, tmp_path)
     assert task.events == 3

@@ -4,13 +4,14 @@ from typing import Annotated
 
 import typer
 
-from distilrec.data.sources import LLMS, describe
+from distilrec.data.sources import LLMS, describe, fetch_llm
 from distilrec.data.sources import fetch as fetch_data
-from distilrec.data.sources import fetch_llm
 
 
 def fetch(
-    names: Annotated[list[str] | None, typer.Argument(help="Data sets or language models. None: list what there is.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Data sets or language models. None: list what there is.")
+    ] = None,
     offline: Annotated[bool, typer.Option(help="Use the cache alone.")] = False,
     verify: Annotated[bool, typer.Option(help="Compare checksums of cached files too.")] = False,
 ) -> None:

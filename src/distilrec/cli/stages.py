@@ -15,44 +15,60 @@ from distilrec.config import Config, load_config
 from distilrec.errors import ConfigError
 from distilrec.progress import console, say
 
-Words = Annotated[list[str] | None, typer.Argument(help="A configuration file and key=value settings, for example train.epochs=5.")]
+Words = Annotated[
+    list[str] | None, typer.Argument(help="A configuration file and key=value settings, for example train.epochs=5.")
+]
 Log = Annotated[Path | None, typer.Option("--interactions", help="Log of interactions, any supported format.")]
 Texts = Annotated[Path | None, typer.Option("--items", help="Item ids and titles.")]
 Name = Annotated[str | None, typer.Option("--name", help="Name of the run; its folder is OUT/NAME.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder that holds runs.")]
 
 
-def prepare(words: Words = None, interactions: Log = None, items: Texts = None, name: Name = None, out: Out = Path("runs")) -> None:
+def prepare(
+    words: Words = None, interactions: Log = None, items: Texts = None, name: Name = None, out: Out = Path("runs")
+) -> None:
     """Read, filter, map and split the data."""
     _do(words, interactions, items, name, out, lambda run: run.data)
 
 
-def train(words: Words = None, interactions: Log = None, items: Texts = None, name: Name = None, out: Out = Path("runs")) -> None:
+def train(
+    words: Words = None, interactions: Log = None, items: Texts = None, name: Name = None, out: Out = Path("runs")
+) -> None:
     """Train the plain student."""
     _do(words, interactions, items, name, out, lambda run: run.student)
 
 
-def teach(words: Words = None, interactions: Log = None, items: Texts = None, name: Name = None, out: Out = Path("runs")) -> None:
+def teach(
+    words: Words = None, interactions: Log = None, items: Texts = None, name: Name = None, out: Out = Path("runs")
+) -> None:
     """Train the LLM teacher."""
     _do(words, interactions, items, name, out, lambda run: run.teacher)
 
 
-def annotate(words: Words = None, interactions: Log = None, items: Texts = None, name: Name = None, out: Out = Path("runs")) -> None:
+def annotate(
+    words: Words = None, interactions: Log = None, items: Texts = None, name: Name = None, out: Out = Path("runs")
+) -> None:
     """Store what the teacher says about the training examples."""
     _do(words, interactions, items, name, out, lambda run: run.knowledge)
 
 
-def distil(words: Words = None, interactions: Log = None, items: Texts = None, name: Name = None, out: Out = Path("runs")) -> None:
+def distil(
+    words: Words = None, interactions: Log = None, items: Texts = None, name: Name = None, out: Out = Path("runs")
+) -> None:
     """Train the student with the teacher's knowledge."""
     _do(words, interactions, items, name, out, lambda run: run.distilled)
 
 
-def evaluate(words: Words = None, interactions: Log = None, items: Texts = None, name: Name = None, out: Out = Path("runs")) -> None:
+def evaluate(
+    words: Words = None, interactions: Log = None, items: Texts = None, name: Name = None, out: Out = Path("runs")
+) -> None:
     """Measure plain student, teacher and distilled student; write results.json and report.html."""
     _do(words, interactions, items, name, out, lambda run: show(run.evaluate(), run.root))
 
 
-def run(words: Words = None, interactions: Log = None, items: Texts = None, name: Name = None, out: Out = Path("runs")) -> None:
+def run(
+    words: Words = None, interactions: Log = None, items: Texts = None, name: Name = None, out: Out = Path("runs")
+) -> None:
     """Do every stage that is not done yet, and report."""
     _do(words, interactions, items, name, out, lambda run: show(run.evaluate(), run.root))
 
@@ -65,7 +81,9 @@ def read_words(words: Sequence[str], interactions: Path | None, items: Path | No
     paths = [word for word in words if "=" not in word]
     overrides = [word for word in words if "=" in word]
     if len(paths) > 1:
-        raise ConfigError(f"one configuration file is expected, got {', '.join(paths)}.", remedy="Write settings as key=value.")
+        raise ConfigError(
+            f"one configuration file is expected, got {', '.join(paths)}.", remedy="Write settings as key=value."
+        )
     if interactions is not None:
         overrides += [f"data.interactions={_quoted(interactions)}", "data.source=null"]
     if items is not None:
@@ -75,8 +93,14 @@ def read_words(words: Sequence[str], interactions: Path | None, items: Path | No
     elif interactions is not None and not paths:
         plain = re.sub(r"[^A-Za-z0-9._-]+", "-", interactions.name.split(".")[0]).strip("-._")
         overrides.append(f"name={_quoted(plain or 'run')}")
-    if not paths and interactions is None and not any(word.startswith(("data.source=", "data.interactions=")) for word in overrides):
-        raise ConfigError("there are no data.", remedy="Give --interactions FILE --items FILE, or a configuration file.")
+    if (
+        not paths
+        and interactions is None
+        and not any(word.startswith(("data.source=", "data.interactions=")) for word in overrides)
+    ):
+        raise ConfigError(
+            "there are no data.", remedy="Give --interactions FILE --items FILE, or a configuration file."
+        )
     base = yaml.safe_load(files("distilrec").joinpath("defaults.yaml").read_text(encoding="utf-8"))
     return load_config(Path(paths[0]) if paths else None, overrides, base)
 
@@ -100,7 +124,12 @@ def show(results: dict[str, Any], root: Path) -> None:
 
 
 def _do(
-    words: list[str] | None, interactions: Path | None, items: Path | None, name: str | None, out: Path, work: Callable[[Any], object]
+    words: list[str] | None,
+    interactions: Path | None,
+    items: Path | None,
+    name: str | None,
+    out: Path,
+    work: Callable[[Any], object],
 ) -> None:
     config = read_words(words or [], interactions, items, name)
     from distilrec.pipeline import Pipeline  # torch loads only once the settings are known to be right

@@ -37,7 +37,10 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on `device`."""
         return Batch(
-            *(part.to(device, non_blocking=True) for part in (self.histories, self.lengths, self.positions, self.targets, self.examples))
+            *(
+                part.to(device, non_blocking=True)
+                for part in (self.histories, self.lengths, self.positions, self.targets, self.examples)
+            )
         )
 
 
@@ -59,7 +62,9 @@ class Windows:
         return len(self.start)
 
 
-def training_windows(dataset: Dataset, reach: int, stride: int | None, shift: npt.NDArray[np.int64] | int = 0) -> Windows:
+def training_windows(
+    dataset: Dataset, reach: int, stride: int | None, shift: npt.NDArray[np.int64] | int = 0
+) -> Windows:
     """Cut the training part of each history into windows so that every next-item target is asked for exactly once.
 
     A history with at most `reach` inputs is one window. A longer one is cut every `stride` inputs; a window reads up to
@@ -109,7 +114,7 @@ def plan(lengths: Ints, batch_tokens: int, generator: np.random.Generator | None
         batches.append(order[first : first + rows])
         first += rows
     if generator is not None:
-        generator.shuffle(batches)  # type: ignore[arg-type]
+        generator.shuffle(batches)
     return batches
 
 

@@ -99,7 +99,9 @@ class Dataset:
         return {"valid": self.split.valid, "test": self.split.test}[part]
 
 
-def write_dataset(folder: Path, frame: pl.DataFrame, texts_of: TextSource, split_of: SplitSource, details: dict[str, Any]) -> Dataset:
+def write_dataset(
+    folder: Path, frame: pl.DataFrame, texts_of: TextSource, split_of: SplitSource, details: dict[str, Any]
+) -> Dataset:
     """Map ids, lay histories out flat, split them, and write everything; the manifest comes last and makes it valid.
 
     Args:
@@ -114,7 +116,9 @@ def write_dataset(folder: Path, frame: pl.DataFrame, texts_of: TextSource, split
     item_ids = frame[ITEM].unique().sort()
     users = frame.group_by(USER, maintain_order=True).len()
     codes = item_ids.rename(ITEM).to_frame().with_row_index(INDEX)
-    items = frame.select(ITEM).join(codes, on=ITEM, how="left", maintain_order="left")[INDEX].to_numpy().astype(np.int32)
+    items = (
+        frame.select(ITEM).join(codes, on=ITEM, how="left", maintain_order="left")[INDEX].to_numpy().astype(np.int32)
+    )
     offsets = np.concatenate([[0], np.cumsum(users["len"].to_numpy())]).astype(np.int64)
     has_time = frame[TIME].null_count() == 0
     times = frame[TIME].to_numpy().astype(np.float64) if has_time else None
@@ -160,7 +164,9 @@ def open_dataset(folder: Path) -> Dataset:
             where=str(folder),
             remedy="Prepare it again.",
         )
-    loaded = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS if (folder / f"{name}.npy").exists()}
+    loaded = {
+        name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS if (folder / f"{name}.npy").exists()
+    }
     times = loaded["times"] if manifest["has_time"] else None
     parts = Split(loaded["train_end"], loaded["valid"], loaded["test"], "")
     return Dataset(folder, manifest, loaded["offsets"], loaded["items"], times, parts)

@@ -10,7 +10,9 @@ from distilrec.errors import InputError
 _DAY = 86_400.0
 
 
-def apply_filters(log: Interactions, settings: FilterSettings, sessions: SessionSettings) -> tuple[pl.DataFrame, dict[str, int]]:
+def apply_filters(
+    log: Interactions, settings: FilterSettings, sessions: SessionSettings
+) -> tuple[pl.DataFrame, dict[str, int]]:
     """Filter a log and put it in order: by user, then time, then row.
 
     Order: minimum rating, repeated rows, sessions, k-core (iterated), minimum history.

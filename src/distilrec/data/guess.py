@@ -46,7 +46,9 @@ _FURTHER_TEXT = re.compile(
 _ENDS = {USER: "_user", ITEM: "_item", TIME: "_time", RATING: "_rating", TITLE: "_title"}
 
 
-def guess(role: str, names: Sequence[str], *, given: str | None = None, where: str, required: bool = True) -> str | None:
+def guess(
+    role: str, names: Sequence[str], *, given: str | None = None, where: str, required: bool = True
+) -> str | None:
     """Return the column that plays `role`.
 
     Args:
@@ -62,7 +64,9 @@ def guess(role: str, names: Sequence[str], *, given: str | None = None, where: s
     setting = f"data.columns.{_setting(role)}"
     if given is not None:
         if given not in names:
-            raise InputError(f"no column {given!r}; there are {_listed(names)}.", where=where, remedy=f"Correct {setting}.")
+            raise InputError(
+                f"no column {given!r}; there are {_listed(names)}.", where=where, remedy=f"Correct {setting}."
+            )
         return given
     plain = {name: _plain(name) for name in names}
     for tier in _NAMES[role]:
@@ -73,13 +77,19 @@ def guess(role: str, names: Sequence[str], *, given: str | None = None, where: s
             return (exact or hits)[0]
         if hits:
             raise InputError(
-                f"the {_setting(role)} column is ambiguous: {_listed(hits)}.", where=where, remedy=f"Choose with {setting}=NAME."
+                f"the {_setting(role)} column is ambiguous: {_listed(hits)}.",
+                where=where,
+                remedy=f"Choose with {setting}=NAME.",
             )
     hits = [name for name in names if name.lower().endswith(_ENDS[role])]
     if len(hits) == 1:
         return hits[0]
     if required:
-        raise InputError(f"no {_setting(role)} column found among {_listed(names)}.", where=where, remedy=f"Name it with {setting}=NAME.")
+        raise InputError(
+            f"no {_setting(role)} column found among {_listed(names)}.",
+            where=where,
+            remedy=f"Name it with {setting}=NAME.",
+        )
     return None
 
 
@@ -107,7 +117,11 @@ def guess_text(frame: pl.DataFrame, names: Iterable[str], *, given: Sequence[str
         for name in given:
             guess("text", frame.columns, given=name, where=where)
         return list(given)
-    return [name for name in names if _FURTHER_TEXT.search(name.lower()) and not re.search(r"url|image|_id$|^id$", name.lower())]
+    return [
+        name
+        for name in names
+        if _FURTHER_TEXT.search(name.lower()) and not re.search(r"url|image|_id$|^id$", name.lower())
+    ]
 
 
 def _setting(role: str) -> str:

@@ -73,7 +73,9 @@ def read_interactions(path: Path, columns: ColumnSettings) -> Interactions:
 def _ids(table: Table, column: str) -> pl.Series:
     if table.frame[column].dtype.is_nested():
         raise InputError(
-            "the column holds lists, one id per row is expected.", where=f"{table.path}, column {column!r}", remedy="Unnest it first."
+            "the column holds lists, one id per row is expected.",
+            where=f"{table.path}, column {column!r}",
+            remedy="Unnest it first.",
         )
     values = as_text(table.frame[column])
     empty = values.is_null() | (values == "")

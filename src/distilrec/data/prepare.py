@@ -17,7 +17,13 @@ from distilrec.data.split import Ints, Split, split
 
 
 def prepare(
-    interactions: Path, items: Path | None, settings: DataSettings, folder: Path, *, seed: int, say: Callable[[str], None]
+    interactions: Path,
+    items: Path | None,
+    settings: DataSettings,
+    folder: Path,
+    *,
+    seed: int,
+    say: Callable[[str], None],
 ) -> Dataset:
     """Prepare a data set from a log and, where there is one, a file of item text.
 

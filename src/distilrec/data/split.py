@@ -55,7 +55,11 @@ def split(offsets: Ints, times: npt.NDArray[np.float64] | None, settings: SplitS
         result = _global_time(offsets, times, *settings.shares())
     else:
         result = _random_sessions(offsets, *settings.shares(), np.random.default_rng(seed))
-    sizes = {"training": int(np.maximum(result.train_end - 1, 0).sum()), "validation": len(result.valid), "test": len(result.test)}
+    sizes = {
+        "training": int(np.maximum(result.train_end - 1, 0).sum()),
+        "validation": len(result.valid),
+        "test": len(result.test),
+    }
     empty = [name for name, size in sizes.items() if size == 0]
     if empty:
         raise InputError(

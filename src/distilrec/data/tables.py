@@ -63,7 +63,9 @@ def open_text(path: Path) -> Iterator[io.TextIOBase]:
         where = f"{path}, line {_first_undecodable(path)}"
         raise InputError("the text is not UTF-8.", where=where, remedy="Save the file as UTF-8.") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(f"not a whole gzip file ({error}).", where=str(path), remedy="Compress or copy it again.") from None
+        raise InputError(
+            f"not a whole gzip file ({error}).", where=str(path), remedy="Compress or copy it again."
+        ) from None
 
 
 def _open_bytes(path: Path) -> BinaryIO:
@@ -121,9 +123,13 @@ def _read_separated(path: Path, separator: str) -> pl.DataFrame:
         header = next(csv.reader(handle, delimiter=separator, quoting=_quoting(quoted)), [])
     names = [name.strip() for name in header]
     if not any(names):
-        raise InputError("the first line is empty, column names are expected.", where=f"{path}, line 1", remedy="Add a header.")
+        raise InputError(
+            "the first line is empty, column names are expected.", where=f"{path}, line 1", remedy="Add a header."
+        )
     if len(set(names)) != len(names):
-        raise InputError(f"a column name occurs twice in the header: {names}.", where=f"{path}, line 1", remedy="Rename one.")
+        raise InputError(
+            f"a column name occurs twice in the header: {names}.", where=f"{path}, line 1", remedy="Rename one."
+        )
     try:
         frame = pl.read_csv(
             path,
@@ -152,7 +158,9 @@ def _read_line_by_line(path: Path, separator: str, names: list[str], *, quoted: 
                 cells = next(reader, None)
             except csv.Error as error:
                 raise InputError(
-                    f"broken quotes ({error}).", where=f"{path}, line {ended + 1}", remedy='Close the quote; double a " inside a cell.'
+                    f"broken quotes ({error}).",
+                    where=f"{path}, line {ended + 1}",
+                    remedy='Close the quote; double a " inside a cell.',
                 ) from None
             if cells is None:
                 break
@@ -181,10 +189,14 @@ def _read_jsonl(path: Path) -> pl.DataFrame:
             except (ValueError, RecursionError):
                 row = None
             if not isinstance(row, dict):
-                raise InputError("not a JSON object.", where=f"{path}, line {number}", remedy="Each line must be one {...} object.")
+                raise InputError(
+                    "not a JSON object.", where=f"{path}, line {number}", remedy="Each line must be one {...} object."
+                )
             rows.append({name: _json_cell(value) for name, value in row.items()})
     names = list(dict.fromkeys(name for row in rows for name in row))
-    return pl.DataFrame({name: [row.get(name) for row in rows] for name in names}, schema=dict.fromkeys(names, pl.String))
+    return pl.DataFrame(
+        {name: [row.get(name) for row in rows] for name in names}, schema=dict.fromkeys(names, pl.String)
+    )
 
 
 def _json_cell(value: object) -> str | None:
@@ -201,7 +213,9 @@ def _read_parquet(path: Path) -> pl.DataFrame:
     try:
         return pl.read_parquet(path, glob=False)
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise InputError(f"not a Parquet file ({_first_line(error)}).", where=str(path), remedy="Write it anew.") from None
+        raise InputError(
+            f"not a Parquet file ({_first_line(error)}).", where=str(path), remedy="Write it anew."
+        ) from None
 
 
 def as_text(column: pl.Series) -> pl.Series:

@@ -64,11 +64,15 @@ def target_ranks(
             targets = batch.targets[part, None]
             own = scores.gather(1, targets)
             if not torch.isfinite(own).all():
-                raise TrainingError("the model's scores are not numbers.", remedy="Lower train.learning_rate and train again.")
+                raise TrainingError(
+                    "the model's scores are not numbers.", remedy="Lower train.learning_rate and train again."
+                )
             if filter_seen:
                 _hide_seen(scores, dataset, examples[rows[part]])
             scores.scatter_(1, targets, -torch.inf)
-            ranks[rows[part]] = 1 + (scores >= own).sum(dim=1).cpu().numpy() + torch.isnan(scores).sum(dim=1).cpu().numpy()
+            ranks[rows[part]] = (
+                1 + (scores >= own).sum(dim=1).cpu().numpy() + torch.isnan(scores).sum(dim=1).cpu().numpy()
+            )
     return ranks
 
 
@@ -112,7 +116,14 @@ class Timing:
 
 
 def time_ranking(
-    model: Scorer, dataset: Dataset, examples: Ints, *, users: int, batch_tokens: int, repeats: int = 3, single: int = 30
+    model: Scorer,
+    dataset: Dataset,
+    examples: Ints,
+    *,
+    users: int,
+    batch_tokens: int,
+    repeats: int = 3,
+    single: int = 30,
 ) -> Timing:
     """Time top-10 recommendation over the whole catalogue, after one warm-up, for at most `users` users in `examples`."""
     generator = np.random.default_rng(0)

@@ -24,7 +24,11 @@ class Case:
 
 
 def write_report(
-    path: Path, name: str, results: Mapping[str, Any], curves: Mapping[str, Sequence[Mapping[str, Any]]], cases: Sequence[Case]
+    path: Path,
+    name: str,
+    results: Mapping[str, Any],
+    curves: Mapping[str, Sequence[Mapping[str, Any]]],
+    cases: Sequence[Case],
 ) -> None:
     """Write the report of one run.
 

@@ -76,7 +76,9 @@ class KnowledgeWriter:
 
     def done(self) -> Ints:
         """Return the ids of all examples stored so far, ascending."""
-        frames = [pl.read_parquet(shard, glob=False, columns=[EXAMPLE])[EXAMPLE].to_numpy() for shard in _shards(self.folder)]
+        frames = [
+            pl.read_parquet(shard, glob=False, columns=[EXAMPLE])[EXAMPLE].to_numpy() for shard in _shards(self.folder)
+        ]
         return np.sort(np.concatenate(frames)) if frames else np.empty(0, dtype=np.int64)
 
     def append(self, rows: pl.DataFrame) -> None:

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 Weigh = Callable[[Tensor, Tensor, slice], Tensor]
-_CHUNK_ELEMENTS = 1 << 21  # 8 MiB of float32 logits: small enough to stay near the caches, large enough for fast products
+_CHUNK_ELEMENTS = (
+    1 << 21
+)  # 8 MiB of float32 logits: small enough to stay near the caches, large enough for fast products
 
 
 class _WeightedCrossEntropy(torch.autograd.Function):
@@ -46,7 +48,7 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         return parts.sum(), parts
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _parts: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor, _parts: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         grad_states, grad_table = ctx.saved_tensors
         return grad_states * grad, grad_table * grad, None, None, None, None
 

@@ -25,10 +25,14 @@ class Method(nn.Module, ABC):
         self.settings = settings
         self.knowledge = knowledge
         if self.needs and knowledge is None:
-            raise InputError(f"the method {self.name} needs a teacher's {' and '.join(sorted(self.needs))}.", remedy="Annotate first.")
+            raise InputError(
+                f"the method {self.name} needs a teacher's {' and '.join(sorted(self.needs))}.",
+                remedy="Annotate first.",
+            )
         if "item_vectors" in self.needs and knowledge is not None and knowledge.item_vectors is None:
             raise InputError(
-                f"the method {self.name} needs item vectors and this teacher gave none.", remedy="Choose a teacher that gives them."
+                f"the method {self.name} needs item vectors and this teacher gave none.",
+                remedy="Choose a teacher that gives them.",
             )
 
     def select(self, dataset: Dataset, examples: Ints) -> Ints:

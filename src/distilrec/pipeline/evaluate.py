@@ -78,7 +78,11 @@ def evaluate(dataset: Dataset, entries: list[Entry], config: Config, folder: Pat
             "interval": f"percentile bootstrap over users, {settings.bootstrap} resamples",
         },
         "rows": rows,
-        "versions": {"distilrec": __version__, "python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+        "versions": {
+            "distilrec": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in _LIBRARIES},
+        },
         "seed": config.seed,
     }
     frame = pl.DataFrame({EXAMPLE: examples, **ranks})

@@ -77,8 +77,10 @@ class Pipeline:
             fetched = fetch(settings.source)
             interactions, items = fetched.interactions, settings.items or fetched.items
         else:
-            assert settings.interactions is not None  # DataSettings sees to it
-            interactions, items = settings.interactions, settings.items
+            interactions, items = (
+                settings.interactions or Path(),
+                settings.items,
+            )  # one of the two is given: DataSettings
         files = [path for path in (interactions, items) if path is not None]
         for path in files:
             check_file(path)
@@ -112,7 +114,12 @@ class Pipeline:
         return self._trained_student("distilled", self.config.distil_settings(), self.method_kind, knowledge, inputs)
 
     def _trained_student(
-        self, name: str, training: TrainSettings, kind: type[Method], knowledge: Knowledge | None, inputs: dict[str, Any]
+        self,
+        name: str,
+        training: TrainSettings,
+        kind: type[Method],
+        knowledge: Knowledge | None,
+        inputs: dict[str, Any],
     ) -> Student:
         dataset = self.data
         inputs = {
@@ -180,7 +187,11 @@ class Pipeline:
         """What the teacher says about the training examples, and item vectors read from item text."""
         dataset, settings = self.data, self.config.annotate
         teacher = self.teacher
-        details = {"teacher": self.stages["teacher"].key, "settings": settings.model_dump(), "vectors": [llm_identity(self.llm), str(self.precision)]}
+        details = {
+            "teacher": self.stages["teacher"].key,
+            "settings": settings.model_dump(),
+            "vectors": [llm_identity(self.llm), str(self.precision)],
+        }
 
         def vectors() -> torch.Tensor:
             llm, tokenizer = load_llm(self.llm, precision=self.precision)
@@ -198,7 +209,12 @@ class Pipeline:
         entries = [
             Entry(self.config.student.name, "student", self.student, self._fit_of("student")),
             Entry(f"{teacher} ({self.teacher_settings.llm})", "teacher", self.teacher, self._fit_of("teacher")),
-            Entry(f"{self.config.student.name} + {self.config.method.name}", "distilled", self.distilled, self._fit_of("distilled")),
+            Entry(
+                f"{self.config.student.name} + {self.config.method.name}",
+                "distilled",
+                self.distilled,
+                self._fit_of("distilled"),
+            ),
         ]
         inputs = {
             "stages": {name: done.key for name, done in self.stages.items()},
@@ -210,7 +226,9 @@ class Pipeline:
 
         done = self._stage("evaluate", inputs, work)
         results: dict[str, Any] = read_json(done.folder / "results.json")
-        results["stages"] = [{"name": one.name, "seconds": round(one.seconds, 3), "cached": one.cached} for one in self.stages.values()]
+        results["stages"] = [
+            {"name": one.name, "seconds": round(one.seconds, 3), "cached": one.cached} for one in self.stages.values()
+        ]
         results["peak_rss_mb"] = round(max(one.peak_rss_mb for one in self.stages.values()), 1)
         write_json(self.root / "results.json", results)
         (self.root / "report.html").write_bytes((done.folder / "report.html").read_bytes())
@@ -222,7 +240,9 @@ class Pipeline:
     def _validate(self, model: Any) -> dict[str, float]:
         settings = self.config.evaluate
         examples = self.data.examples("valid")
-        ranks = target_ranks(model, self.data, examples, batch_tokens=settings.batch_tokens, filter_seen=settings.filter_seen)
+        ranks = target_ranks(
+            model, self.data, examples, batch_tokens=settings.batch_tokens, filter_seen=settings.filter_seen
+        )
         return evaluate_ranks(ranks, settings.cutoffs)
 
 

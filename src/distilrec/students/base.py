@@ -124,7 +124,9 @@ def load_student(path: Path, registry: Mapping[str, type[Student]]) -> Student:
     return student.eval()
 
 
-def build_student(name: str, settings: Mapping[str, Any], n_items: int, registry: Mapping[str, type[Student]]) -> Student:
+def build_student(
+    name: str, settings: Mapping[str, Any], n_items: int, registry: Mapping[str, type[Student]]
+) -> Student:
     """Build a student by name from unchecked settings (ConfigError where one is unknown or out of range)."""
     kind = registry[name]
     return kind(checked(kind.Settings, settings, where=f"student {name}"), n_items)

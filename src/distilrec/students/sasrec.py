@@ -4,9 +4,10 @@ Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018. For ite
     x = dropout(LN(e + p));  per block: x = x + Att(LN(x)),  x = x + FFN(LN(x));  state = LN(x);  score = state . e
 Att is causal multi-head attention; FFN is two linear layers with a ReLU (GELU by setting) between them.
 
-Deviations: LN(e + p) stands where the paper has sqrt(d) e + p (without it, the size of item vectors decides how much of the
-first states is position; validation NDCG@10 on MovieLens-100K rises from 0.062 to 0.064, one seed); the residual around attention starts from x, not from LN(x), as in later pre-norm Transformers; attention weights
-are not dropped out (only what attention returns is), so that the fused kernel runs; positions count from the oldest item read.
+Deviations: LN(e + p) stands where the paper has sqrt(d) e + p, since otherwise the size of the item vectors decides how
+much of the first states is position; the residual around attention starts from x, not from LN(x), as in later pre-norm
+Transformers; attention weights are not dropped out (only what attention returns is), so that the fused kernel runs;
+positions count from the oldest item read.
 """
 
 from typing import Literal

