@@ -243,6 +243,16 @@ def test_no_teacher_there(tiny_llm: Path, tmp_path: Path) -> None:
         load_e4srec(tmp_path, tiny_llm)
 
 
+def test_the_language_model_comes_frozen_and_as_precise_as_asked(tiny_llm: Path) -> None:
+    for precision in (torch.float32, torch.bfloat16):
+        llm, _ = load_llm(tiny_llm, precision=precision)
+        assert not llm.training
+        assert not any(parameter.requires_grad for parameter in llm.parameters())
+        assert {parameter.dtype for parameter in llm.parameters()} == {precision}
+    assert (best_precision("float32"), best_precision("bfloat16")) == (torch.float32, torch.bfloat16)
+    assert best_precision("auto") in (torch.float32, torch.bfloat16)
+
+
 def test_more_layers_than_there_are(tiny_llm: Path) -> None:
     with pytest.raises(ConfigError, match=r"layers is 3 and the model has 2"):
         load_llm(tiny_llm, 3)

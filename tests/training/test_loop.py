@@ -92,7 +92,12 @@ def tiny_teacher(dataset: Dataset, seed: int) -> torch.nn.Module:
     return E4SRec(options, llm, FakeTokenizer(), ids)
 
 
-MODELS: dict[str, Callable[[Dataset, int], torch.nn.Module]] = {"student": tiny_student, "teacher": tiny_teacher}
+AVERAGED = EVERY_STEP.model_copy(update={"average": 0.8})
+MODELS: dict[str, tuple[Callable[[Dataset, int], torch.nn.Module], TrainSettings]] = {
+    "student": (tiny_student, EVERY_STEP),
+    "averaged student": (tiny_student, AVERAGED),
+    "teacher": (tiny_teacher, EVERY_STEP),
+}
 
 
 def task_of(dataset: Dataset, model: torch.nn.Module, options: TrainSettings = EVERY_STEP, seed: int = 5) -> Fragile:
@@ -116,9 +121,9 @@ def unbroken(
 ) -> dict[str, tuple[dict[str, Tensor], Fit, int]]:
     """Weights, outcome and number of events of unbroken runs."""
     runs = {}
-    for kind, build in MODELS.items():
-        task = task_of(tiny_dataset, build(tiny_dataset, 1))
-        outcome = train(task, tmp_path_factory.mktemp(kind))
+    for kind, (build, options) in MODELS.items():
+        task = task_of(tiny_dataset, build(tiny_dataset, 1), options)
+        outcome = train(task, tmp_path_factory.mktemp("unbroken"), options)
         runs[kind] = (snapshot(task), outcome, task.events)
     return runs
 
@@ -129,9 +134,13 @@ def test_killed_anywhere_it_ends_with_the_same_bits(
     kind: str, checkpoint_seconds: float, tiny_dataset: Dataset, unbroken: dict[str, tuple[dict[str, Tensor], Fit, int]]
 ) -> None:
     weights, expected, events = unbroken[kind]
-    steps, _ = task_of(tiny_dataset, MODELS[kind](tiny_dataset, 1)).epoch(1)
-    assert events == expected.history[-1]["epoch"] * (steps + 1) > 9
-    options = EVERY_STEP.model_copy(update={"checkpoint_seconds": checkpoint_seconds})
+    build, options = MODELS[kind]
+    sizes = [
+        task_of(tiny_dataset, build(tiny_dataset, 1), options).epoch(entry["epoch"])[0] for entry in expected.history
+    ]
+    steps = sizes[0]
+    assert events == sum(sizes) + len(sizes) > 9
+    options = options.model_copy(update={"checkpoint_seconds": checkpoint_seconds})
 
     def check(deaths: list[int]) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -139,7 +148,7 @@ def test_killed_anywhere_it_ends_with_the_same_bits(
                 # Started with other weights each time but the first: what counts is in the checkpoint. Before there is one,
                 # only the first start's weights will do.
                 begun = (Path(folder) / "checkpoint.safetensors").exists()
-                task = task_of(tiny_dataset, MODELS[kind](tiny_dataset, seed if begun else 1), options)
+                task = task_of(tiny_dataset, build(tiny_dataset, seed if begun else 1), options)
                 task.dies_at = death
                 try:
                     outcome = train(task, Path(folder), options)
@@ -314,6 +323,59 @@ def test_warm_up_scales_the_first_step(tiny_dataset: Dataset, tmp_path: Path) ->
     torch.testing.assert_close(full[table], 10 * warm[table], rtol=1e-2, atol=1e-6)
     assert full[table].abs().max().item() == pytest.approx(0.01, rel=0.05)  # Adam's first step is as long as the rate
     assert equal(full, at_once)
+
+
+def test_warm_up_goes_on_over_epochs(tiny_dataset: Dataset, tmp_path: Path) -> None:
+    options = TrainSettings(epochs=2, batch_tokens=100_000, learning_rate=0.001, warmup_steps=10, select_by="measure")
+    task, kept = scripted(tiny_dataset, [0.1, 0.2], options)
+    start = snapshot(task)
+    train(task, tmp_path, options)
+    table = "model.item_table.weight"
+    first, second = (kept[0][table] - start[table]).abs().max(), (kept[1][table] - kept[0][table]).abs().max()
+    assert first.item() == pytest.approx(0.0001, rel=0.05)
+    assert second.item() == pytest.approx(0.0002, rel=0.25)  # Adam's later steps are of about this length
+
+
+def test_averaged_weights_are_judged_and_kept(tiny_dataset: Dataset, tmp_path: Path) -> None:
+    before_step: list[dict[str, Tensor]] = []
+    judged: list[dict[str, Tensor]] = []
+
+    class Watched(Task):
+        def forward(self, batch: Batch) -> dict[str, Tensor]:
+            before_step.append(snapshot(self))
+            return super().forward(batch)
+
+    def validate(_model: Any) -> dict[str, float]:
+        judged.append(snapshot(task))
+        return {"measure": [0.1, 0.3, 0.2][len(judged) - 1]}
+
+    options = TrainSettings(epochs=3, batch_tokens=150, learning_rate=0.01, average=0.5, select_by="measure")
+    task = Watched(tiny_student(tiny_dataset, 1), tiny_dataset, options, seed=5, validate=validate)
+    first, second, third = (task.epoch(epoch)[0] for epoch in (1, 2, 3))
+    assert train(task, tmp_path, options).best_epoch == 2
+    plain = TrainSettings(**{**options.model_dump(), "average": 0.0})
+    for name, start in before_step[0].items():
+        average = start.double()
+        for step in range(1, first + second + 1):  # the weights after a step are those before the next
+            decay = min(0.5, (1 + step) / (10 + step))
+            average = decay * average + (1 - decay) * before_step[step][name].double()
+            if step == first:
+                torch.testing.assert_close(judged[0][name], average.float(), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(judged[1][name], average.float(), rtol=1e-4, atol=1e-6)
+    assert equal(snapshot(task), judged[1])
+    raw, _ = scripted(tiny_dataset, [0.1, 0.3, 0.2], plain)  # averaging only looks on: the training itself is the same
+    trace: list[dict[str, Tensor]] = []
+    forward = raw.forward
+    raw.forward = lambda batch: (trace.append(snapshot(raw)), forward(batch))[1]  # type: ignore[method-assign]
+    train(raw, tmp_path / "raw", plain)
+    assert len(trace) == len(before_step) == first + second + third
+    assert all(equal(one, other) for one, other in zip(trace, before_step, strict=True))
+
+
+def test_a_checkpoint_of_another_model(tiny_dataset: Dataset, tmp_path: Path) -> None:
+    train(task_of(tiny_dataset, tiny_student(tiny_dataset, 1)), tmp_path)
+    with pytest.raises(FingerprintError, match="another model"):
+        train(task_of(tiny_dataset, tiny_student(tiny_dataset, 1, "gru4rec")), tmp_path)
 
 
 def test_clipping_shortens_and_a_wide_limit_does_nothing(tiny_dataset: Dataset, tmp_path: Path) -> None:
