@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from distilrec.config import TrainSettings
@@ -234,6 +235,22 @@ def test_what_is_no_student_cannot_be_loaded(name: str, tmp_path: Path) -> None:
     write_bytes(path, b"nothing of the kind")
     with pytest.raises(InputError, match="not a saved student"):
         load_student(path, STUDENTS)
+
+
+@pytest.mark.parametrize("damage", ["tensor", "n_items", "settings", "unknown setting"])
+def test_a_student_of_another_version_is_refused(name: str, damage: str, tmp_path: Path) -> None:
+    student = small(name)
+    tensors = {key: value.clone() for key, value in student.state_dict().items()}
+    metadata = {"student": name, "n_items": str(N_ITEMS), "settings": student.settings.model_dump_json()}
+    if damage == "tensor":
+        tensors.popitem()
+    elif damage == "unknown setting":
+        metadata["settings"] = metadata["settings"].replace("hidden_size", "width")
+    else:
+        del metadata[damage]
+    save_file(tensors, tmp_path / "model.safetensors", metadata)
+    with pytest.raises(InputError, match=rf"not a {name} of this version.*Train it again"):
+        load_student(tmp_path / "model.safetensors", STUDENTS)
 
 
 def test_learns_what_comes_next(name: str, tiny_dataset: Dataset, tmp_path: Path) -> None:

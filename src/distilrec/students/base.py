@@ -118,9 +118,15 @@ def load_student(path: Path, registry: Mapping[str, type[Student]]) -> Student:
     kind = registry.get(metadata.get("student", ""))
     if kind is None:
         raise InputError(f"unknown student {metadata.get('student')!r}.", where=str(path), remedy="Update distilrec.")
-    settings = kind.Settings.model_validate_json(metadata["settings"])
-    student = kind(settings, int(metadata["n_items"]))
-    student.load_state_dict(state)
+    try:
+        settings = kind.Settings.model_validate_json(metadata["settings"])
+        student = kind(settings, int(metadata["n_items"]))
+        student.load_state_dict(state)
+    except (KeyError, ValueError, RuntimeError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"not a {kind.name} of this version ({text}).", where=str(path), remedy="Train it again."
+        ) from None
     return student.eval()
 
 

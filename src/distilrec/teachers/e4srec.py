@@ -38,7 +38,7 @@ class E4SRecSettings(Settings):
     max_length: int = Field(50, ge=1)
     lora_rank: int = Field(16, ge=1)
     lora_alpha: float = Field(16.0, gt=0)
-    lora_dropout: float = Field(0.05, ge=0, lt=1)
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
     input_dropout: float = Field(0.2, ge=0, lt=1)
     output_dropout: float = Field(0.2, ge=0, lt=1)
     head_rate_scale: float = Field(1.0, gt=0)

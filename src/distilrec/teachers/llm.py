@@ -49,7 +49,10 @@ def load_llm(folder: Path, layers: int | None = None, precision: torch.dtype = t
                 f"teacher.layers is {layers} and the model has {depth}.", where=str(folder), remedy="Lower it."
             )
         config.num_hidden_layers = layers or depth
-        model = AutoModel.from_pretrained(folder, config=config, dtype=precision)
+        # On a CPU torch's fused attention in bfloat16 is slower than the plain one, at the lengths of histories.
+        plain = precision == torch.bfloat16 and not torch.cuda.is_available()
+        attention = "eager" if plain else "sdpa"
+        model = AutoModel.from_pretrained(folder, config=config, dtype=precision, attn_implementation=attention)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, AttributeError) as error:
         text = " ".join(str(error).split())[:200]
