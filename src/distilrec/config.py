@@ -111,6 +111,7 @@ class TrainSettings(Settings):
 
     `batch_tokens`: history items in a batch, padding included. `stride`: how far apart the windows start into which a
     history longer than the model's reach is cut; half the reach if not set. `validate_every`: validate after every n-th epoch.
+    `patience`: stop after so many validations without a gain.
     `average`: above 0, an exponential moving average of the weights with this decay per step is validated and kept, not the
     weights of the last step, whose quality jumps from epoch to epoch where validation examples are few.
     """

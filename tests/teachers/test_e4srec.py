@@ -1,10 +1,12 @@
 """The LLM teacher on a language model of two tiny layers."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from distilrec.config import TrainSettings, checked
@@ -14,10 +16,9 @@ from distilrec.evaluation.rank import target_ranks
 from distilrec.losses.catalogue import cross_entropy
 from distilrec.teachers import TEACHERS
 from distilrec.teachers.e4srec import E4SRec, E4SRecSettings, load_e4srec
-from distilrec.teachers.llm import best_precision, load_llm, text_vectors
+from distilrec.teachers.llm import best_precision, llm_identity, load_llm, text_vectors
 from distilrec.training.loop import fit
 from distilrec.training.tasks import Task
-from fixtures_llm import build_llm
 
 N_ITEMS, ID_WIDTH, LLM_WIDTH, REACH = 20, 8, 32, 12
 SMALL = {"max_length": REACH, "lora_rank": 4, "precision": "float32"}
@@ -193,7 +194,7 @@ def test_saved_and_loaded_it_ranks_the_same(
     precision: str, tiny_llm: Path, tiny_dataset: Dataset, tmp_path: Path
 ) -> None:
     teacher = train(make(tiny_llm, precision=precision), tiny_dataset, tmp_path / "fit")
-    teacher.save(tmp_path / "saved")
+    teacher.save(tmp_path / "saved", llm_identity(tiny_llm))
     loaded = load_e4srec(tmp_path / "saved", tiny_llm)
     assert loaded.settings == teacher.settings
     assert not loaded.training
@@ -231,11 +232,23 @@ def test_bfloat16_is_near_float32(tiny_llm: Path) -> None:
     assert first.std() > 0.5
 
 
-def test_a_teacher_of_another_model(trained: E4SRec, tmp_path: Path) -> None:
-    trained.save(tmp_path / "saved")
-    other = build_llm(tmp_path / "other", width=64)
-    with pytest.raises(FingerprintError, match="does not fit"):
-        load_e4srec(tmp_path / "saved", other)
+def test_a_teacher_of_another_model(trained: E4SRec, tiny_llm: Path, tmp_path: Path) -> None:
+    """Also where all shapes are the same and only the weights differ."""
+    trained.save(tmp_path / "saved", llm_identity(tiny_llm))
+    shutil.copytree(tiny_llm, tmp_path / "other")
+    weights = tmp_path / "other" / "model.safetensors"
+    changed = {name: value + 1 for name, value in load_file(weights).items()}
+    save_file(changed, weights, {"format": "pt"})
+    with pytest.raises(FingerprintError, match="another language model"):
+        load_e4srec(tmp_path / "saved", tmp_path / "other")
+
+
+def test_a_broken_teacher(trained: E4SRec, tiny_llm: Path, tmp_path: Path) -> None:
+    trained.save(tmp_path, llm_identity(tiny_llm))
+    heads = tmp_path / "heads.safetensors"
+    heads.write_bytes(heads.read_bytes()[:100])
+    with pytest.raises(InputError, match="Train it again"):
+        load_e4srec(tmp_path, tiny_llm)
 
 
 def test_no_teacher_there(tiny_llm: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import jinja2
 
 from distilrec.files import write_text
 
-_SHOWN = ("hr@1", "hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr@10")
+_SHOWN = ("hr@5", "hr@10", "hr@20", "ndcg@10", "mrr@10")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; } th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: right; }
 th:first-child, td:first-child { text-align: left; } th { background: var(--soft); }
-small { opacity: .75; white-space: nowrap; } .hit { color: var(--mark); font-weight: 600; }
+small { opacity: .75; } td small { white-space: nowrap; } .hit { color: var(--mark); font-weight: 600; }
 .figure { background: #fff; border-radius: 6px; padding: .5rem; } .figure svg { width: 100%; height: auto; }
 .case { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: 1rem; border-top: 1px solid var(--line); padding: .8rem 0; }
 .case h3 { font-size: .9rem; margin: 0 0 .3rem; } .case ol, .case ul { margin: 0; padding-left: 1.2rem; }

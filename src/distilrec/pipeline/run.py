@@ -14,7 +14,7 @@ from distilrec.data.prepare import prepare
 from distilrec.data.sources import fetch, fetch_llm
 from distilrec.data.tables import check_file
 from distilrec.errors import ConfigError
-from distilrec.evaluation.metrics import evaluate_ranks
+from distilrec.evaluation.metrics import evaluate_ranks, metric_names
 from distilrec.evaluation.rank import target_ranks
 from distilrec.files import locked, read_json, sha256_file, write_json
 from distilrec.knowledge.annotate import annotate
@@ -28,7 +28,7 @@ from distilrec.students import STUDENTS
 from distilrec.students.base import Student, load_student, save_student
 from distilrec.teachers import TEACHERS
 from distilrec.teachers.e4srec import E4SRec, load_e4srec
-from distilrec.teachers.llm import best_precision, load_llm, text_vectors
+from distilrec.teachers.llm import best_precision, llm_identity, load_llm, text_vectors
 from distilrec.training.loop import Fit, fit, load_fit
 from distilrec.training.tasks import Task
 
@@ -55,6 +55,13 @@ class Pipeline:
         self.student_settings = checked(self.student_kind.Settings, config.student.settings(), where="student")
         self.method_settings = checked(self.method_kind.Settings, config.method.settings(), where="method")
         self.teacher_settings = checked(self.teacher_kind.Settings, config.teacher.settings(), where="teacher")
+        measured = metric_names(config.evaluate.cutoffs)
+        for name, training in (("train", config.train), ("teach", config.teach), ("distil", config.distil_settings())):
+            if training.select_by not in measured:
+                raise ConfigError(
+                    f"{name}.select_by: {training.select_by!r} is not measured.",
+                    remedy=f"Choose one of {', '.join(measured)}.",
+                )
         self.stages: dict[str, Stage] = {}
         if config.threads is not None:
             torch.set_num_threads(config.threads)
@@ -177,7 +184,7 @@ class Pipeline:
             task = Task(teacher, dataset, training, seed=self.config.seed, validate=self._validate)
             outcome = fit(task, training, folder, label="train teacher", identity=key, seed=self.config.seed)
             say_fit(outcome, training)
-            teacher.save(folder)
+            teacher.save(folder, llm_identity(self.llm))
 
         done = self._stage("teacher", inputs, work)
         return load_e4srec(done.folder, self.llm)
@@ -259,13 +266,6 @@ def say_fit(outcome: Fit, settings: TrainSettings) -> None:
         f"  {len(outcome.history)} epochs, best epoch {outcome.best_epoch} with validation {settings.select_by} {outcome.best:.4f}, "
         f"{outcome.seconds:.1f} s"
     )
-
-
-def llm_identity(folder: Path) -> list[Any]:
-    """Return what tells one language model's folder from another: its configuration's hash, its files' names and sizes."""
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".gguf", ".bin"))
-    config = folder / "config.json"
-    return [sha256_file(config) if config.exists() else "", [[path.name, path.stat().st_size] for path in files]]
 
 
 def _relevant(settings: Settings) -> dict[str, Any]:

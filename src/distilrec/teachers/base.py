@@ -22,5 +22,5 @@ class CausalTeacher(Protocol):
     def encode_last(self, histories: Tensor, lengths: Tensor, table: Tensor) -> Tensor:
         """Encode histories into the state after their last item, [B, D]."""
 
-    def save(self, folder: Path) -> None:
-        """Save what training changed."""
+    def save(self, folder: Path, llm: str) -> None:
+        """Save what training changed; `llm` is the identity of the language model below it."""

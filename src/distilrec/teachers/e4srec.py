@@ -19,13 +19,14 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from distilrec.config import Settings
-from distilrec.errors import FingerprintError
+from distilrec.errors import FingerprintError, InputError
 from distilrec.files import read_json, write_json, write_with
-from distilrec.teachers.llm import best_precision, load_llm
+from distilrec.teachers.llm import best_precision, llm_identity, load_llm
 
 INSTRUCTION = "A user chose these items, oldest first. Predict the next one:"
 
@@ -136,8 +137,13 @@ class E4SRec(nn.Module):
             self.llm = self.llm.merge_and_unload()
         return self.eval()
 
-    def save(self, folder: Path) -> None:
-        """Save adapter (peft's format), projection, ID embeddings and prediction layer as safetensors."""
+    def save(self, folder: Path, llm: str) -> None:
+        """Save adapter (peft's format), projection, ID embeddings and prediction layer as safetensors.
+
+        Args:
+            folder: where to.
+            llm: `llm_identity` of the language model, which loading compares.
+        """
         from peft import get_peft_model_state_dict
 
         adapter = {name: value.contiguous() for name, value in get_peft_model_state_dict(self.llm).items()}
@@ -154,23 +160,34 @@ class E4SRec(nn.Module):
             "id_embeddings": self.id_embeddings,
         }
         write_with(folder / "heads.safetensors", lambda part: save_file(heads, part))
-        write_json(folder / "teacher.json", {"teacher": self.name, "settings": self.settings.model_dump()})
+        write_json(folder / "teacher.json", {"teacher": self.name, "llm": llm, "settings": self.settings.model_dump()})
 
 
 def load_e4srec(folder: Path, llm_folder: Path) -> E4SRec:
     """Load a saved teacher onto its language model, folded and ready to rank.
 
     Raises:
-        FingerprintError: the adapter does not fit the language model.
+        FingerprintError: the teacher was trained on another language model.
+        InputError: a file is missing or broken.
     """
     from peft import set_peft_model_state_dict
 
-    settings = E4SRecSettings.model_validate(read_json(folder / "teacher.json")["settings"])
-    heads = load_file(folder / "heads.safetensors")
+    saved = read_json(folder / "teacher.json")
+    if saved["llm"] != llm_identity(llm_folder):
+        raise FingerprintError(
+            "the teacher was trained on another language model.",
+            where=str(folder),
+            remedy="Name that one with teacher.llm, or train the teacher again.",
+        )
+    settings = E4SRecSettings.model_validate(saved["settings"])
+    try:
+        heads, adapter = load_file(folder / "heads.safetensors"), load_file(folder / "adapter_model.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"not a saved teacher ({error}).", where=str(folder), remedy="Train it again.") from None
     llm, tokenizer = load_llm(llm_folder, settings.layers, best_precision(settings.precision))
     teacher = E4SRec(settings, llm, tokenizer, heads["id_embeddings"])
     try:
-        set_peft_model_state_dict(teacher.llm, load_file(folder / "adapter_model.safetensors"))
+        set_peft_model_state_dict(teacher.llm, adapter)
         teacher.id_embeddings.copy_(heads["id_embeddings"])
         with torch.no_grad():
             teacher.project.weight.copy_(heads["project.weight"])

@@ -1,5 +1,6 @@
 """Load a causal language model from a folder, as deep as asked, and read item text with it."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ from torch import Tensor
 
 from distilrec.errors import ConfigError, InputError
 from distilrec.progress import bar
+
+_WEIGHTS = (".safetensors", ".gguf", ".bin")
+_END = 1 << 20
 
 
 def best_precision(wish: str = "auto") -> torch.dtype:
@@ -62,6 +66,21 @@ def load_llm(folder: Path, layers: int | None = None, precision: torch.dtype = t
     model.requires_grad_(False)
     model.config.use_cache = False
     return model.eval(), tokenizer
+
+
+def llm_identity(folder: Path) -> str:
+    """Return a hash that tells one language model's folder from another: its configuration, and of each file of weights the
+    name, the size, and both ends (the first holds the tensors' names and places). Reading 100 GB whole would take minutes.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.suffix in _WEIGHTS or path.name == "config.json"):
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size};".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_END))
+            file.seek(max(0, size - _END))
+            digest.update(file.read(_END))
+    return digest.hexdigest()
 
 
 @torch.inference_mode()

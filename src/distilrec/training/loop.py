@@ -109,10 +109,10 @@ class _Run:
             self.state["best"] = -math.inf if self.state["best"] is None else self.state["best"]
 
     def finished(self) -> bool:
-        """Whether all epochs are done or validation has not risen for `patience` epochs."""
-        epoch = self.state["epoch"]
-        waited = epoch - 1 - self.state["best_epoch"]
-        return epoch > self.settings.epochs or (self.state["best_epoch"] > 0 and waited >= self.settings.patience)
+        """Whether all epochs are done or the last `patience` validations brought no gain."""
+        best = self.state["best_epoch"]
+        waited = sum("valid" in entry for entry in self.state["history"] if entry["epoch"] > best)
+        return self.state["epoch"] > self.settings.epochs or (best > 0 and waited >= self.settings.patience)
 
     def epoch(self, progress: Any) -> None:
         """Train (the rest of) one epoch and validate."""
