@@ -15,7 +15,7 @@ from distilrec.errors import ConfigError, FingerprintError, InputError
 from distilrec.evaluation.rank import target_ranks
 from distilrec.losses.catalogue import cross_entropy
 from distilrec.teachers import TEACHERS
-from distilrec.teachers.e4srec import E4SRec, E4SRecSettings, load_e4srec
+from distilrec.teachers.e4srec import E4SRec, E4SRecSettings, load_e4srec, lora_targets
 from distilrec.teachers.llm import best_precision, llm_identity, load_llm, text_vectors
 from distilrec.training.loop import fit
 from distilrec.training.tasks import Task
@@ -241,6 +241,11 @@ def test_a_teacher_of_another_model(trained: E4SRec, tiny_llm: Path, tmp_path: P
     save_file(changed, weights, {"format": "pt"})
     with pytest.raises(FingerprintError, match="another language model"):
         load_e4srec(tmp_path / "saved", tmp_path / "other")
+
+
+def test_lora_sits_on_the_feed_forward_part(tiny_llm: Path) -> None:
+    assert lora_targets(load_llm(tiny_llm)[0]) == ["down_proj", "gate_proj", "up_proj"]
+    assert lora_targets(torch.nn.Sequential(torch.nn.Linear(2, 2))) == "all-linear"
 
 
 def test_a_broken_teacher(trained: E4SRec, tiny_llm: Path, tmp_path: Path) -> None:

@@ -28,6 +28,18 @@ from distilrec.errors import FingerprintError, InputError
 from distilrec.files import read_json, write_json, write_with
 from distilrec.teachers.llm import best_precision, llm_identity, load_llm
 
+_FEED_FORWARD = {
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+    "fc_in",
+    "fc_out",
+    "c_fc",
+    "dense_h_to_4h",
+    "dense_4h_to_h",
+    "fc1",
+    "fc2",
+}
 INSTRUCTION = "A user chose these items, oldest first. Predict the next one:"
 
 
@@ -89,7 +101,7 @@ class E4SRec(nn.Module):
             r=settings.lora_rank,
             lora_alpha=settings.lora_alpha,
             lora_dropout=settings.lora_dropout,
-            target_modules=["gate_proj", "up_proj", "down_proj"],
+            target_modules=lora_targets(llm),
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that is on its way out
@@ -161,6 +173,12 @@ class E4SRec(nn.Module):
         }
         write_with(folder / "heads.safetensors", lambda part: save_file(heads, part))
         write_json(folder / "teacher.json", {"teacher": self.name, "llm": llm, "settings": self.settings.model_dump()})
+
+
+def lora_targets(llm: nn.Module) -> list[str] | str:
+    """Return the feed-forward projections by name; all linear layers where a model names them otherwise."""
+    there = {name.rpartition(".")[2] for name, _ in llm.named_modules()}
+    return sorted(there & _FEED_FORWARD) or "all-linear"
 
 
 def load_e4srec(folder: Path, llm_folder: Path) -> E4SRec:

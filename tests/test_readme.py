@@ -1,0 +1,61 @@
+"""What README and docs say is what results/ and the command line hold."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+import typer
+
+from distilrec.cli.main import app
+
+ROOT = Path(__file__).parents[1]
+
+
+def tables_module():
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+TABLES = tables_module()
+
+
+@pytest.mark.parametrize("page", TABLES.PAGES)
+def test_tables_are_those_of_results(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert re.search(r"<!-- [\w-]+ -->\n\|", text), "no table"
+    assert TABLES.filled(text, TABLES.tables()) == text, "run python benchmarks/tables.py"
+
+
+def test_every_verb_of_the_readme_exists_and_the_other_way_round() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = next(part for part in text.split("```") if "distilrec fetch" in part)
+    named = set(re.findall(r"\b(fetch|prepare|train|teach|annotate|distil|evaluate|run)\b", block))
+    assert named == set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+
+
+def test_the_first_commands_are_targets_of_the_makefile() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    first = re.findall(r"^make (\w+)", text, flags=re.M)
+    assert first[:2] == ["demo", "test"]
+    assert all(re.search(rf"^{target}:", makefile, flags=re.M) for target in first)
+
+
+def test_links_lead_somewhere() -> None:
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_entry_has_its_page() -> None:
+    from distilrec.methods import METHODS
+    from distilrec.students import STUDENTS
+    from distilrec.teachers import TEACHERS
+
+    for kind, registry in (("methods", METHODS), ("students", STUDENTS), ("teachers", TEACHERS)):
+        for name in registry:
+            assert (ROOT / "docs" / kind / f"{name}.md").exists(), name
