@@ -41,7 +41,7 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     def run(*words: object, out: bool = True) -> Done:
         runs = tmp_path / "runs"
         monkeypatch.setattr(sys, "argv", ["distilrec", *map(str, words), *(["--out", str(runs)] if out else [])])
-        monkeypatch.setattr(progress.console, "file", sys.stderr)  # pytest exchanges the stream for each test
+        monkeypatch.setattr(progress.console, "_file", None)  # whatever standard error is at the time
         capsys.readouterr()
         with pytest.raises(SystemExit) as stopped:
             main()

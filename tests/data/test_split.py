@@ -117,7 +117,7 @@ def test_global_time_trains_before_it_validates_before_it_tests(
     targets = set(range(int(offsets[-1]))) - set(offsets[:-1].tolist())
     assert {*trained, *parts.valid.tolist(), *parts.test.tolist()} == targets
     # No smaller test part than asked for, unless the cuts fall together: ties go to the later side.
-    assert len(parts.test) >= len(targets) - int(len(targets) * sum(shares))
+    assert len(parts.test) >= len(targets) - round(len(targets) * sum(shares))
 
 
 @given(lengths=LENGTHS, shares=SHARES, seed=st.integers(0, 5))
