@@ -54,6 +54,7 @@ def fit(task: Task, settings: TrainSettings, folder: Path, *, label: str, identi
         TrainingError: the loss is not a number.
         FingerprintError: see `load_checkpoint`.
     """
+    torch.use_deterministic_algorithms(True, warn_only=True)  # sums in a fixed order, also over several threads
     accelerator = Accelerator()
     torch.manual_seed(seed)
     optimizer = torch.optim.AdamW(
