@@ -1,7 +1,8 @@
 """The only training loop: students and teachers, plain and distilled.
 
-Selection is on validation alone. A killed training goes on from its checkpoint and ends with the same bits as an unbroken one (on one CPU thread):
-the order of batches is a function of seed and epoch, and weights, optimiser, random state and sums are in the checkpoint.
+Selection is on validation alone. A killed training goes on from its checkpoint and ends, on one CPU thread, with the same
+bits as an unbroken one: the order of batches is a function of seed and epoch, and weights, optimiser, random state and sums
+are in the checkpoint.
 """
 
 import math
