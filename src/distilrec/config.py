@@ -106,16 +106,58 @@ class Choice(BaseModel):
         return dict(self.model_extra or {})
 
 
+class LossSettings(Settings):
+    """The loss of a target, and the items it is told from.
+
+    `name` null means the student's own (`dro` for DROS, `ce` for the others). `ce` is cross-entropy over the whole catalogue;
+    `sampled_softmax`, `bce`, `gbce` and `bpr` compare the target with `negatives` sampled items; `dro` adds to the loss
+    `base` the term of DROS over the whole catalogue, times `dro_weight`.
+    `sampling`: `uniform`; `popularity` (training counts to the power `popularity_power`); `in_batch` (targets of the same
+    batch; `negatives` 0 means all of them). `shared`: one draw for the whole batch, which turns scoring into one product.
+    `exclude_history`: an item read by the model is no negative of that history. `log_q`: correct the scores of sampled softmax
+    for how likely an item is drawn: of `all` items, as published, or of the `negatives` alone, which estimates `ce`.
+    `calibration`: t of gBCE. `dro_beta`: temperature of the DRO term.
+    """
+
+    name: Literal["ce", "sampled_softmax", "bce", "gbce", "bpr", "dro"] | None = None
+    negatives: int = Field(256, ge=0)
+    sampling: Literal["uniform", "popularity", "in_batch"] = "uniform"
+    popularity_power: float = Field(1.0, ge=0)
+    shared: bool = True
+    exclude_history: bool = False
+    log_q: Literal["none", "all", "negatives"] = "all"
+    calibration: float = Field(0.75, ge=0, le=1)
+    base: Literal["ce", "bce", "sampled_softmax"] = "ce"
+    dro_weight: float = Field(0.1, ge=0)
+    dro_beta: float = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _something_to_compare_with(self) -> "LossSettings":
+        if self.negatives == 0 and self.sampling != "in_batch":
+            raise ValueError("negatives must be at least 1; 0 means all targets of the batch, with sampling in_batch")
+        if self.sampling == "in_batch" and not self.shared:
+            raise ValueError("in_batch negatives are shared by the whole batch: leave shared at true")
+        return self
+
+
 class TrainSettings(Settings):
     """How a model is trained. One loop serves students and teachers.
 
+    `loss`: see `LossSettings`; teachers always train with `ce`. `accumulate`: batches whose gradients make one step.
     `batch_tokens`: history items in a batch, padding included. `stride`: how far apart the windows start into which a
     history longer than the model's reach is cut; half the reach if not set. `validate_every`: validate after every n-th epoch.
     `patience`: stop after so many validations without a gain.
     `average`: above 0, an exponential moving average of the weights with this decay per step is validated and kept, not the
     weights of the last step, whose quality jumps from epoch to epoch where validation examples are few.
+    `validate_users`: validate on so many examples, the same ones each time; all if not set.
+    `lazy_rows`: touch only the rows of the item table that a batch needs, in the optimiser too (momentum of the others
+    waits); null means where the loss samples its negatives. `precision` is of a GPU: bf16 where it has it, unless told
+    otherwise. `compile`: torch.compile the student, on a GPU. `refit`: once the best number of epochs is known, train
+    again for as many on training and validation targets together; such figures are reported apart.
     """
 
+    loss: LossSettings = LossSettings()
+    accumulate: int = Field(1, ge=1)
     epochs: int = Field(100, ge=1)
     patience: int = Field(10, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
@@ -125,7 +167,12 @@ class TrainSettings(Settings):
     batch_tokens: int = Field(4096, ge=1)
     stride: int | None = Field(None, ge=1)
     validate_every: int = Field(1, ge=1)
+    validate_users: int | None = Field(None, ge=1)
     average: float = Field(0.0, ge=0, lt=1)
+    lazy_rows: bool | None = None
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: bool = False
+    refit: bool = False
     select_by: str = "ndcg@10"
     checkpoint_seconds: float = Field(30.0, ge=0)
 

@@ -184,3 +184,27 @@ def test_a_folder_with_signs_that_mean_something_to_a_shell(tmp_path: Path) -> N
     data = write(tmp_path / "run [1] *")
     assert data.titles == ["A", "B", "C"]
     assert data.user_ids == ["u", "v"]
+
+
+def test_with_validation_trains_on_all_but_the_test_targets(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset([["a", "b", "c", "d", "e"], ["b", "c", "a"]])
+    whole = dataset.with_validation()
+    assert dataset.split.train_end.tolist() == [3, 1]
+    assert whole.split.train_end.tolist() == [4, 2]
+    assert whole.popularity.sum() == dataset.popularity.sum() + 2
+    assert np.array_equal(whole.examples("test"), dataset.examples("test"))
+    tested = set(whole.examples("test").tolist())
+    starts = whole.offsets[:-1]
+    trained = {int(s) + n for s, end in zip(starts, whole.split.train_end, strict=True) for n in range(int(end))}
+    assert not tested & trained
+
+
+def test_with_validation_of_sessions_trains_on_whole_ones(make_dataset: MakeDataset) -> None:
+    sessions = [[f"i{(n + k) % 9}" for k in range(4)] for n in range(30)]
+    dataset = make_dataset(sessions, split={"kind": "random_sessions"})
+    whole = dataset.with_validation()
+    valid = dataset.rows_of(dataset.examples("valid"))
+    assert (dataset.split.train_end[valid] == 0).all()
+    assert (whole.split.train_end[valid] == 4).all()
+    test = dataset.rows_of(dataset.examples("test"))
+    assert (whole.split.train_end[test] == 0).all()

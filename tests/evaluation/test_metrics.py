@@ -1,4 +1,4 @@
-"""Metrics against hand-computed values and against the independent library ranx."""
+"""Metrics against hand-computed values and against the independent library ranx; lists against plain loops."""
 
 import math
 
@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from distilrec.errors import ConfigError
-from distilrec.evaluation.metrics import bootstrap_intervals, evaluate_ranks, gain, metric_names
+from distilrec.evaluation.metrics import (
+    bootstrap_intervals,
+    evaluate_ranks,
+    gain,
+    list_metrics,
+    metric_names,
+    resampled_means,
+)
 
 CUTOFFS = [1, 5, 10, 20]
 
@@ -21,17 +28,22 @@ def test_hand_computed() -> None:
         "hr@3": pytest.approx(0.6),
         "ndcg@3": pytest.approx((1.5 + 1 / math.log2(3)) / 5),
         "mrr@3": pytest.approx((1 + 1 / 2 + 1 / 3) / 5),
+        "recall@3": pytest.approx(0.6),
+        "map@3": pytest.approx((1 + 1 / 2 + 1 / 3) / 5),
     }
 
 
-@pytest.mark.parametrize("name", ["hr", "hr@", "hr@0", "hr@-1", "hr@x", "recall@10", "HR@10", "@10", ""])
+@pytest.mark.parametrize(
+    "name", ["hr", "hr@", "hr@0", "hr@-1", "hr@x", "precision@10", "HR@10", "hr@\u00b2", "@10", ""]
+)
 def test_unknown_metric(name: str) -> None:
     with pytest.raises(ConfigError, match="unknown metric"):
         gain(name, np.array([1]))
 
 
 def test_names() -> None:
-    assert metric_names([5, 10]) == ["hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr@5", "mrr@10"]
+    kinds = ("hr", "ndcg", "mrr", "recall", "map")
+    assert metric_names([5, 10]) == [f"{kind}@{k}" for kind in kinds for k in (5, 10)]
     assert list(evaluate_ranks(np.array([1]), [5, 10])) == metric_names([5, 10])
 
 
@@ -54,9 +66,11 @@ def test_equal_to_ranx_where_scores_tie(monkeypatch: pytest.MonkeyPatch) -> None
     run = ranx.Run(
         {str(user): {str(item): score for item, score in enumerate(row)} for user, row in enumerate(lowered)}
     )
-    theirs = ranx.evaluate(qrels, run, [f"{kind}@{k}" for kind in ("hit_rate", "ndcg", "mrr") for k in CUTOFFS])
+    theirs = ranx.evaluate(
+        qrels, run, [f"{kind}@{k}" for kind in ("hit_rate", "ndcg", "mrr", "recall", "map") for k in CUTOFFS]
+    )
     ours = evaluate_ranks(ranks, CUTOFFS)
-    assert len(ours) == len(theirs) == 12
+    assert len(ours) == len(theirs) == 20
     assert 0 < ours["hr@1"] < ours["hr@20"] < 1
     for name, value in ours.items():
         assert value == pytest.approx(theirs[name.replace("hr@", "hit_rate@")], abs=1e-9), name
@@ -91,6 +105,32 @@ def test_interval_does_not_depend_on_the_memory_at_hand(monkeypatch: pytest.Monk
         assert pieces[name] == pytest.approx(interval, abs=1e-12)
 
 
+def test_interval_is_that_of_users_drawn_one_by_one() -> None:
+    ranks, generator = some_ranks(120), np.random.default_rng(9)
+    draws = ranks[generator.integers(0, len(ranks), (20_000, len(ranks)))]
+    for name, (low, high) in bootstrap_intervals(ranks, [10], resamples=20_000, seed=1).items():
+        means = gain(name, draws).mean(axis=1)
+        expected = np.quantile(means, [0.025, 0.975])
+        assert [low, high] == pytest.approx(
+            expected, abs=1.01 / 120 if name in ("hr@10", "recall@10") else 0.1 * means.std()
+        ), name
+
+
+def test_interval_does_not_depend_on_the_order_of_users() -> None:
+    ranks = some_ranks(100)
+    assert bootstrap_intervals(ranks, [10], resamples=90, seed=5) == bootstrap_intervals(
+        ranks[::-1].copy(), [10], resamples=90, seed=5
+    )
+
+
+def test_the_same_draws_for_all_metrics() -> None:
+    values = np.array([[0.0, 0.0], [1.0, 2.0]])
+    means = resampled_means(values, np.array([3, 4]), resamples=50, seed=0)
+    assert means.shape == (50, 2)
+    assert means[:, 1] == pytest.approx(2 * means[:, 0])
+    assert set(np.round(means[:, 0] * 7).astype(int)) <= set(range(8))
+
+
 def test_interval_shrinks_with_the_root_of_n() -> None:
     def width(n: int) -> float:
         low, high = bootstrap_intervals(some_ranks(n), [10], resamples=1000, seed=2)["ndcg@10"]
@@ -120,3 +160,49 @@ def test_coverage_of_known_truth() -> None:
         low, high = bootstrap_intervals(ranks, [1], resamples=300, seed=trial)["hr@1"]
         inside += low <= 0.3 <= high
     assert 0.91 <= inside / trials <= 0.98
+
+
+def test_lists_hand_computed() -> None:
+    top = np.array([[0, 1], [0, 2], [0, 1]])
+    popularity = np.array([9, 5, 5, 0])
+    measured = list_metrics(top, popularity, [1, 2])
+    # percentiles: the best-seller beats 3 of 4 and ties with itself: 3.5 / 4; the two alike beat one: (1 + 3) / 8
+    assert measured == {
+        "coverage@1": pytest.approx(1 / 4),
+        "coverage@2": pytest.approx(3 / 4),
+        "popularity@1": pytest.approx(3.5 / 4),
+        "popularity@2": pytest.approx((3 * 3.5 / 4 + 3 * 0.5) / 6),
+        "gini@1": pytest.approx(3 / 4),  # all on one of four
+        "gini@2": pytest.approx(2 * (1 * 0 + 2 * 1 + 3 * 2 + 4 * 3) / (4 * 6) - 5 / 4),
+    }
+
+
+def test_lists_against_plain_loops() -> None:
+    generator = np.random.default_rng(2)
+    n_items, k = 30, 7
+    popularity = generator.integers(0, 6, n_items)
+    top = np.stack([generator.permutation(n_items)[:12] for _ in range(25)])
+    top[:, 0] = 3
+    measured = list_metrics(top, popularity, [k])
+    listed = [int(item) for row in top for item in row[:k]]
+    counts = [listed.count(item) for item in range(n_items)]
+
+    def percentile(item: int) -> float:
+        less = sum(other < popularity[item] for other in popularity)
+        return (less + 0.5 * sum(other == popularity[item] for other in popularity)) / n_items
+
+    mean_gap = sum(abs(a - b) for a in counts for b in counts) / n_items**2  # Gini by its other definition
+    assert measured[f"coverage@{k}"] == pytest.approx(len(set(listed)) / n_items)
+    assert measured[f"popularity@{k}"] == pytest.approx(sum(map(percentile, listed)) / len(listed))
+    assert measured[f"gini@{k}"] == pytest.approx(mean_gap / (2 * sum(counts) / n_items))
+
+
+def test_even_lists_are_in_the_middle() -> None:
+    popularity = np.random.default_rng(0).integers(0, 4, 12)
+    measured = list_metrics(np.arange(12).reshape(3, 4), popularity, [4])
+    assert list(measured.values()) == pytest.approx([1, 0.5, 0], abs=1e-12)
+
+
+def test_a_list_shorter_than_the_cutoff_is_taken_whole() -> None:
+    top, popularity = np.array([[0, 1], [1, 0]]), np.array([1, 2])
+    assert list_metrics(top, popularity, [20])["coverage@20"] == 1

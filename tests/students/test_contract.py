@@ -7,8 +7,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from distilrec.config import TrainSettings
+from distilrec.config import DataSettings, TrainSettings
+from distilrec.data.batching import Batch
 from distilrec.data.dataset import Dataset
+from distilrec.data.prepare import prepare
 from distilrec.errors import ConfigError, InputError
 from distilrec.evaluation.metrics import evaluate_ranks
 from distilrec.evaluation.rank import target_ranks
@@ -23,6 +25,9 @@ from distilrec.training.tasks import Task
 
 N_ITEMS, WIDTH, REACH = 17, 16, 9
 SMALL = {"hidden_size": WIDTH, "max_length": REACH, "dropout": 0.2}
+VECTORS_PER_ITEM = {"fpmc": 2}  # side by side in one row of the table, so states are as wide
+MIXES_EARLIER_ITEMS = {"fpmc", "stamp"}  # published so: these know which item is the last one, and no other order
+EPOCHS = {"bert4rec": 150}  # to learn the known answer: it is asked for some of the targets in an epoch, others for all
 
 pytestmark = pytest.mark.parametrize("name", list(STUDENTS))
 
@@ -38,6 +43,23 @@ def some_histories(rows: int = 6, length: int = REACH, seed: int = 1) -> tuple[T
     lengths[0], lengths[1] = length, 1
     histories = torch.randint(N_ITEMS, (rows, length), generator=generator)
     return torch.where(torch.arange(length) < lengths[:, None], histories, 0), lengths
+
+
+def asked_everywhere(histories: Tensor, targets: Tensor) -> Batch:
+    """Full-length histories of which every place predicts something."""
+    count = histories.numel()
+    lengths = torch.full((len(histories),), histories.shape[1])
+    return Batch(histories, lengths, torch.arange(count), targets.flatten(), torch.arange(count))
+
+
+def supervised_states(student: Student, batch: Batch, table: Tensor, seed: int = 5) -> Tensor:
+    """The states that a training step compares with targets, [T, width]."""
+    torch.manual_seed(seed)
+    view = student.training_view(batch)
+    states = student.encode(view.histories, view.lengths, table).flatten(0, 1)[view.positions]
+    assert states.shape == (len(view.targets), table.shape[1])
+    assert view.examples.shape == view.targets.shape
+    return states
 
 
 def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-6) -> None:
@@ -61,14 +83,17 @@ def test_shapes(name: str, length: int) -> None:
     student = small(name)
     histories, lengths = some_histories(length=length)
     table = student.item_vectors()
-    assert table.shape == (N_ITEMS, WIDTH)
-    assert student.encode(histories, lengths, table).shape == (6, length, WIDTH)
-    assert student.encode_last(histories, lengths, table).shape == (6, WIDTH)
+    width = WIDTH * VECTORS_PER_ITEM.get(name, 1)
+    assert table.shape == (N_ITEMS, width)
+    assert student.encode(histories, lengths, table).shape == (6, length, width)
+    assert student.encode_last(histories, lengths, table).shape == (6, width)
     assert student.max_length == REACH
 
 
 @torch.inference_mode()
 def test_no_state_sees_a_later_item(name: str) -> None:
+    if not STUDENTS[name].causal:
+        pytest.skip("sees later items on purpose; see test_a_target_is_not_seen")
     student = small(name)
     histories, _ = some_histories()
     full = torch.full((len(histories),), REACH)
@@ -83,8 +108,30 @@ def test_no_state_sees_a_later_item(name: str) -> None:
 
 
 @torch.inference_mode()
-def test_every_read_item_counts(name: str) -> None:
+def test_a_target_is_not_seen(name: str) -> None:
     student = small(name)
+    histories, _ = some_histories(rows=40)
+    lengths = torch.full((40,), REACH)
+    table = student.item_vectors()
+    for place in range(REACH):
+        targets = (histories[:, place + 1 :] if place + 1 < REACH else histories[:, :1])[:, 0].clone()
+
+        def asked(history: Tensor, targets: Tensor, place: int = place) -> Tensor:
+            positions = torch.arange(40) * REACH + place
+            return supervised_states(student, Batch(history, lengths, positions, targets, torch.arange(40)), table)
+
+        before = asked(histories, targets)
+        other = histories.clone()
+        if place + 1 < REACH:
+            other[:, place + 1] = (other[:, place + 1] + 1) % N_ITEMS
+        close(asked(other, (targets + 1) % N_ITEMS), before)
+
+
+@torch.inference_mode()
+def test_every_read_item_counts(name: str) -> None:
+    """... and none beyond the reach does."""
+    student = small(name)
+    assert 1 <= student.reach <= student.max_length
     histories, _ = some_histories(rows=3)
     lengths = torch.full((3,), REACH)
     table = student.item_vectors() * 20  # untrained vectors are so small that a far item's share drowns in rounding
@@ -92,15 +139,21 @@ def test_every_read_item_counts(name: str) -> None:
     for changed in range(REACH):
         other = histories.clone()
         other[:, changed] = (other[:, changed] + 1) % N_ITEMS
-        assert not torch.equal(student.encode_last(other, lengths, table), before), changed
+        after = student.encode_last(other, lengths, table)
+        if changed >= REACH - student.reach:
+            assert not torch.equal(after, before), changed
+        else:
+            close(after, before)
 
 
 @torch.inference_mode()
 def test_order_counts(name: str) -> None:
     student = small(name)
-    histories = torch.tensor([[1, 2, 3, 4], [2, 1, 3, 4]])
-    states = student.encode_last(histories, torch.tensor([4, 4]), student.item_vectors())
+    histories = torch.tensor([[1, 2, 3, 4], [1, 2, 4, 3], [2, 1, 3, 4]])
+    states = student.encode_last(histories, torch.tensor([4, 4, 4]), student.item_vectors())
     assert (states[0] - states[1]).abs().max() > 1e-5
+    if name not in MIXES_EARLIER_ITEMS:
+        assert (states[0] - states[2]).abs().max() > 1e-5
 
 
 @torch.inference_mode()
@@ -120,6 +173,8 @@ def test_padding_is_irrelevant(name: str) -> None:
 @pytest.mark.parametrize("mixed", [True, False])
 @torch.inference_mode()
 def test_encode_last_is_the_last_of_encode(name: str, mixed: bool) -> None:
+    if not STUDENTS[name].causal:
+        pytest.skip("asks a hidden place behind the history; its own tests compare the two")
     student = small(name)
     histories, lengths = some_histories()
     if not mixed:
@@ -139,6 +194,34 @@ def test_dropout_works_in_training_only(name: str) -> None:
     assert not torch.equal(student.encode(histories, lengths, table), student.encode(histories, lengths, table))
 
 
+@torch.inference_mode()
+def test_ids_are_rows_of_the_table_it_is_given(name: str) -> None:
+    """A training step may hand over only the vectors that its batch needs, in any order."""
+    student = small(name)
+    histories, lengths = some_histories(length=5)
+    full = student.item_vectors()
+    generator = torch.Generator().manual_seed(8)
+    needed = histories.unique()
+    needed = needed[torch.randperm(len(needed), generator=generator)]
+    assert len(needed) < N_ITEMS
+    local = torch.zeros(N_ITEMS, dtype=torch.int64).scatter(0, needed, torch.arange(len(needed)))[histories]
+    inside = torch.arange(5) < lengths[:, None]
+    close(student.encode(local, lengths, full[needed])[inside], student.encode(histories, lengths, full)[inside])
+    close(student.encode_last(local, lengths, full[needed]), student.encode_last(histories, lengths, full))
+
+
+@pytest.mark.parametrize("width", [10, 100])
+def test_any_embedding_size(name: str, width: int) -> None:
+    student = build_student(name, {"hidden_size": width}, N_ITEMS, STUDENTS)
+    histories, lengths = some_histories()
+    table = student.item_vectors()
+    assert table.shape == (N_ITEMS, width * VECTORS_PER_ITEM.get(name, 1))
+    assert student.encode_last(histories, lengths, table).shape == (6, table.shape[1])
+    states = supervised_states(student, asked_everywhere(histories, histories), table)
+    states.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in student.parameters())
+
+
 def test_one_seed_one_student(name: str) -> None:
     first, again, other = (small(name, seed).state_dict() for seed in (3, 3, 4))
     assert all(torch.equal(first[key], again[key]) for key in first)
@@ -150,7 +233,7 @@ def test_gradient_reaches_every_parameter(name: str) -> None:
     generator = torch.Generator().manual_seed(2)
     histories = torch.randint(N_ITEMS, (N_ITEMS, REACH), generator=generator)
     table = student.item_vectors()
-    states = student.encode(histories, torch.full((N_ITEMS,), REACH), table).flatten(0, 1)
+    states = supervised_states(student, asked_everywhere(histories, histories.roll(-1, dims=1)), table)
     cross_entropy(states, table, torch.randint(N_ITEMS, (len(states),), generator=generator)).backward()
     for key, parameter in student.named_parameters():
         assert parameter.grad is not None, key
@@ -172,7 +255,7 @@ def test_saved_and_loaded_it_scores_the_same_to_the_bit(name: str, tmp_path: Pat
 def test_folded_it_scores_the_same_and_is_no_larger(name: str, tmp_path: Path) -> None:
     plain, informed = small(name), small(name)
     vectors = torch.randn(N_ITEMS, 40, generator=torch.Generator().manual_seed(7))
-    informed.item_table = InformedTable(informed.item_table, WIDTH, vectors, weight=0.5)
+    informed.item_table = InformedTable(informed.item_table, plain.item_vectors().shape[1], vectors, weight=0.5)
     assert (scores(informed) - scores(plain)).abs().max() > 1e-4  # the table makes a difference
     folded = informed.train().folded()
     assert not folded.training
@@ -200,7 +283,7 @@ def test_defaults_can_be_built(name: str) -> None:
     assert student.settings == kind.Settings()
     assert student.eval().encode_last(torch.tensor([[0, 4]]), torch.tensor([2]), student.item_vectors()).shape == (
         1,
-        64,
+        64 * VECTORS_PER_ITEM.get(name, 1),
     )
 
 
@@ -256,7 +339,9 @@ def test_a_student_of_another_version_is_refused(name: str, damage: str, tmp_pat
 def test_learns_what_comes_next(name: str, tiny_dataset: Dataset, tmp_path: Path) -> None:
     """The next item is always (item + 1) mod n: whoever reads the last item can be right every time."""
     student = small(name, n_items=tiny_dataset.n_items, dropout=0.1, hidden_size=32)
-    settings = TrainSettings(epochs=25, patience=6, learning_rate=0.01, batch_tokens=128, select_by="ndcg@1")
+    settings = TrainSettings(
+        epochs=EPOCHS.get(name, 25), patience=6, learning_rate=0.01, batch_tokens=128, select_by="ndcg@1"
+    )
 
     def measure(part: str) -> dict[str, float]:
         return evaluate_ranks(target_ranks(student, tiny_dataset, tiny_dataset.examples(part)), [1])
@@ -269,3 +354,28 @@ def test_learns_what_comes_next(name: str, tiny_dataset: Dataset, tmp_path: Path
     assert measure("valid")["hr@1"] >= 0.95
     assert measure("test")["hr@1"] >= 0.95
     assert outcome.history[-1]["loss"] < outcome.history[0]["loss"] / 2
+
+
+def test_trains_on_sessions_of_nobody(name: str, tmp_path: Path) -> None:
+    """A log of sessions without users, times or titles is enough."""
+    log = tmp_path / "sessions.csv"
+    rows = [f"s{session},{(session + n) % 12}" for session in range(40) for n in range(2 + session % 6)]
+    log.write_text("\n".join(["session_id,item_id", *rows]))
+    data = DataSettings.model_validate(
+        {
+            "interactions": log,
+            "filters": {"k_core_user": 1, "k_core_item": 1, "min_history": 2},
+            "split": {"kind": "random_sessions"},
+        }
+    )
+    dataset = prepare(log, None, data, tmp_path / "prepared", seed=1, say=lambda _line: None)
+    student = small(name, n_items=dataset.n_items)
+    settings = TrainSettings(epochs=4, learning_rate=0.01, batch_tokens=64, select_by="hr@5")
+
+    def measure(model: Student) -> dict[str, float]:
+        return evaluate_ranks(target_ranks(model, dataset, dataset.examples("valid")), [5])
+
+    outcome = fit(
+        Task(student, dataset, settings, seed=1, validate=measure), settings, tmp_path, label="x", identity="x", seed=1
+    )
+    assert outcome.history[-1]["loss"] < outcome.history[0]["loss"]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import LlamaConfig, LlamaModel
 
-from distilrec.config import TrainSettings
+from distilrec.config import LossSettings, TrainSettings
 from distilrec.data.batching import Batch
 from distilrec.data.dataset import Dataset
 from distilrec.errors import ConfigError, FingerprintError, TrainingError
@@ -93,9 +93,13 @@ def tiny_teacher(dataset: Dataset, seed: int) -> torch.nn.Module:
 
 
 AVERAGED = EVERY_STEP.model_copy(update={"average": 0.8})
+LAZY = AVERAGED.model_copy(
+    update={"loss": LossSettings(name="sampled_softmax", negatives=5, sampling="popularity"), "accumulate": 2}
+)
 MODELS: dict[str, tuple[Callable[[Dataset, int], torch.nn.Module], TrainSettings]] = {
     "student": (tiny_student, EVERY_STEP),
     "averaged student": (tiny_student, AVERAGED),
+    "student touched row by row": (tiny_student, LAZY),
     "teacher": (tiny_teacher, EVERY_STEP),
 }
 
@@ -113,6 +117,10 @@ def train(task: Task, folder: Path, options: TrainSettings = EVERY_STEP, identit
 
 def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def untimed(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in entry.items() if name != "seconds"} for entry in history]
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +163,7 @@ def test_killed_anywhere_it_ends_with_the_same_bits(
                 except KilledError:
                     continue
                 assert equal(snapshot(task), weights)
-                assert outcome.history == expected.history
+                assert untimed(outcome.history) == untimed(expected.history)
                 assert (outcome.best_epoch, outcome.best) == (expected.best_epoch, expected.best)
                 assert load_fit(Path(folder)) == outcome
 
@@ -188,9 +196,9 @@ def test_one_seed_one_result(tiny_dataset: Dataset, tmp_path: Path) -> None:
 
     (weights, outcome), (same, same_outcome), (other, other_outcome) = run("a", 5), run("b", 5), run("c", 6)
     assert equal(weights, same)
-    assert outcome.history == same_outcome.history
+    assert untimed(outcome.history) == untimed(same_outcome.history)
     assert not equal(weights, other)
-    assert outcome.history != other_outcome.history
+    assert untimed(outcome.history) != untimed(other_outcome.history)
 
 
 def scripted(dataset: Dataset, values: list[float], options: TrainSettings) -> tuple[Task, list[dict[str, Tensor]]]:

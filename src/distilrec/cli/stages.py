@@ -60,9 +60,42 @@ def distil(
 
 
 def evaluate(
-    words: Words = None, interactions: Log = None, items: Texts = None, name: Name = None, out: Out = Path("runs")
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="A configuration file and key=value settings; or two or more sets of ranks, RUN[:ROLE] or a file."
+        ),
+    ] = None,
+    interactions: Log = None,
+    items: Texts = None,
+    name: Name = None,
+    out: Out = Path("runs"),
+    metrics: Annotated[list[str] | None, typer.Option(help="Of a comparison; default: hr@10,ndcg@10.")] = None,
+    resamples: Annotated[int | None, typer.Option(min=100, help="Draws of a comparison's bootstrap.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of these draws.")] = None,
+    target: Annotated[Path | None, typer.Option("--json", help="File to write a comparison to.")] = None,
 ) -> None:
-    """Measure plain student, teacher and distilled student; write results.json and report.html."""
+    """Measure plain student, teacher and distilled student; write results.json and report.html.
+
+    With two or more runs or files of ranks instead of a configuration: compare them user by user, the first is the baseline.
+    """
+    from distilrec.cli import compare_ranks as pairs
+
+    of_run = (interactions, items, name)
+    if of_run == (None, None, None) and pairs.is_comparison(words or []):
+        pairs.compare_ranks(
+            words or [],
+            metrics=metrics or pairs.METRICS,
+            resamples=pairs.RESAMPLES if resamples is None else resamples,
+            seed=pairs.SEED if seed is None else seed,
+            target=target,
+        )
+        return
+    if (metrics, resamples, seed, target) != (None, None, None, None):
+        raise ConfigError(
+            "--metrics, --resamples, --seed and --json are of a comparison.",
+            remedy="Name two or more runs or files of ranks, or set evaluate.cutoffs, evaluate.bootstrap and seed instead.",
+        )
     _do(words, interactions, items, name, out, lambda run: show(run.evaluate(), run.root))
 
 

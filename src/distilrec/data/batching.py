@@ -17,6 +17,21 @@ from distilrec.data.split import Ints
 
 
 @dataclass(frozen=True, slots=True)
+class Negatives:
+    """Items that targets are told from.
+
+    Attributes:
+        items: [n] int64 shared by all targets, or [T, n].
+        log_q: like `items`, log of the number of times an item is expected in a sample.
+        log_q_targets: [T], the same for the targets.
+    """
+
+    items: Tensor
+    log_q: Tensor
+    log_q_targets: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """Histories and the targets asked of them.
 
@@ -26,6 +41,7 @@ class Batch:
         positions: [T] int64 into the flattened [B * L] outputs, the states from which targets are predicted.
         targets: [T] int64 item ids.
         examples: [T] int64 example ids of the targets.
+        negatives: what the loss draws for the batch, if it draws anything.
     """
 
     histories: Tensor
@@ -33,15 +49,14 @@ class Batch:
     positions: Tensor
     targets: Tensor
     examples: Tensor
+    negatives: Negatives | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on `device`."""
-        return Batch(
-            *(
-                part.to(device, non_blocking=True)
-                for part in (self.histories, self.lengths, self.positions, self.targets, self.examples)
-            )
-        )
+        if self.targets.device == device:
+            return self
+        parts = (self.histories, self.lengths, self.positions, self.targets, self.examples)
+        return Batch(*(part.to(device, non_blocking=True) for part in parts))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,13 @@ class Dataset:
         lengths = np.diff(self.offsets)
         place = np.arange(len(self.items)) - np.repeat(self.offsets[:-1], lengths)
         return np.bincount(self.items[place < np.repeat(self.split.train_end, lengths)], minlength=self.n_items)
+
+    def with_validation(self) -> "Dataset":
+        """Return the data set with the validation targets, and what leads up to them, in its training part."""
+        train_end = np.array(self.split.train_end)
+        rows = self.rows_of(self.split.valid)
+        np.maximum.at(train_end, rows, self.split.valid - self.offsets[rows] + 1)
+        return replace(self, split=replace(self.split, train_end=train_end))
 
     def rows_of(self, examples: Ints) -> Ints:
         """Return the history that each example id belongs to."""

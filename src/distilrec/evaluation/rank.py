@@ -5,13 +5,14 @@ rank = 1 + number of other items that score at least as high as the target: ties
 
 import statistics
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from distilrec.data.batching import held_out_windows, make_batch, plan
 from distilrec.data.dataset import Dataset
@@ -19,6 +20,8 @@ from distilrec.data.split import Ints
 from distilrec.errors import TrainingError
 
 _SCORES = 1 << 22  # scores held at a time: 16 MiB of float32
+_LEAST_ROWS, _MOST_SCORES = 16, 1 << 27  # but so many users share one reading of the table, up to 512 MiB of scores
+_BLOCK = 64  # columns whose maximum is formed first
 
 
 class Scorer(Protocol):
@@ -35,10 +38,28 @@ class Scorer(Protocol):
         """[B, d] states after the last item; `table` is what `item_vectors` gave."""
 
 
+class DirectScorer(Protocol):
+    """A model that scores the catalogue in its own way: the training-free baselines."""
+
+    n_items: int
+
+    @property
+    def max_length(self) -> int:
+        """Most history items read."""
+
+    def score(self, histories: Tensor, lengths: Tensor) -> Tensor:
+        """[B, N] scores after right-padded histories [B, L]."""
+
+
 @torch.inference_mode()
 def target_ranks(
-    model: Scorer, dataset: Dataset, examples: Ints, *, batch_tokens: int = 16_384, filter_seen: bool = False
-) -> npt.NDArray[np.int64]:
+    model: Scorer | DirectScorer,
+    dataset: Dataset,
+    examples: Ints,
+    *,
+    batch_tokens: int = 16_384,
+    filter_seen: bool = False,
+) -> Ints:
     """Return the rank of each example's target among all items, [n], best is 1.
 
     Args:
@@ -51,29 +72,112 @@ def target_ranks(
     Raises:
         TrainingError: a score is not a number.
     """
-    windows = held_out_windows(dataset, examples, model.max_length)
+    return rank_and_top(model, dataset, examples, 0, batch_tokens=batch_tokens, filter_seen=filter_seen)[0]
+
+
+@torch.inference_mode()
+def top_items(
+    model: Scorer | DirectScorer,
+    dataset: Dataset,
+    examples: Ints,
+    k: int,
+    *,
+    batch_tokens: int = 16_384,
+    filter_seen: bool = False,
+) -> Ints:
+    """Return each example's k best items, [n, k], best first; with `filter_seen` none of its history."""
+    k = min(k, dataset.n_items)
+    best = np.zeros((len(examples), k), dtype=np.int64)
+    for places, _, scores in _scored(model, dataset, examples, batch_tokens):
+        if filter_seen:
+            _hide_seen(scores, dataset, examples[places])
+        best[places] = best_columns(scores, k).cpu().numpy()
+    return best
+
+
+@torch.inference_mode()
+def rank_and_top(
+    model: Scorer | DirectScorer,
+    dataset: Dataset,
+    examples: Ints,
+    k: int,
+    *,
+    batch_tokens: int = 16_384,
+    filter_seen: bool = False,
+) -> tuple[Ints, Ints]:
+    """Return the ranks of the targets, [n], and each example's k best items, [n, k], from one scoring of the catalogue.
+
+    See `target_ranks` and `top_items`. A target that stands in its own history keeps its rank under `filter_seen`, but is
+    not among the best items then.
+    """
+    k = min(k, dataset.n_items)
     ranks = np.zeros(len(examples), dtype=np.int64)
-    table = model.item_vectors()
-    chunk = max(1, _SCORES // len(table))
+    best = np.zeros((len(examples), k), dtype=np.int64)
+    for places, targets, scores in _scored(model, dataset, examples, batch_tokens):
+        own = scores.gather(1, targets)
+        if not torch.isfinite(own).all():
+            raise TrainingError(
+                "the model's scores are not numbers.", remedy="Lower train.learning_rate and train again."
+            )
+        if filter_seen:
+            _hide_seen(scores, dataset, examples[places])
+        if k:
+            best[places] = best_columns(scores, k).cpu().numpy()
+        scores.scatter_(1, targets, own)
+        ranks[places] = scores.shape[1] - _count(scores < own)  # what is not below counts: ties, the target, no numbers
+    return ranks, best
+
+
+def _scored(
+    model: Scorer | DirectScorer, dataset: Dataset, examples: Ints, batch_tokens: int
+) -> Iterator[tuple[Ints, Tensor, Tensor]]:
+    """Yield places in `examples`, their targets [t, 1] and scores [t, N], which the next step overwrites.
+
+    Columns behind the catalogue's end, if any, hold -inf, so that their number is a multiple of `_BLOCK`.
+    """
+    windows = held_out_windows(dataset, examples, model.max_length)
+    n_items = dataset.n_items
+    chunk = max(1, _SCORES // n_items, _LEAST_ROWS if n_items * _LEAST_ROWS <= _MOST_SCORES else 1)
+    table = padded = buffer = None
+    if hasattr(model, "encode_last"):
+        table = model.item_vectors()
+        padded = functional.pad(table, (0, 0, 0, -n_items % _BLOCK)) if n_items > _BLOCK else table
+        buffer = table.new_empty(min(chunk, len(examples)), len(padded))
     for rows in plan(windows.end - windows.start, batch_tokens, None):
-        batch = make_batch(dataset, windows, rows).to(table.device)
-        states = model.encode_last(batch.histories, batch.lengths, table)
+        batch = make_batch(dataset, windows, rows)
+        if table is not None:
+            batch = batch.to(table.device)
+            states = model.encode_last(batch.histories, batch.lengths, table)  # type: ignore[union-attr]
         for first in range(0, len(rows), chunk):
             part = slice(first, first + chunk)
-            scores = states[part] @ table.T  # [t, N]
-            targets = batch.targets[part, None]
-            own = scores.gather(1, targets)
-            if not torch.isfinite(own).all():
-                raise TrainingError(
-                    "the model's scores are not numbers.", remedy="Lower train.learning_rate and train again."
-                )
-            if filter_seen:
-                _hide_seen(scores, dataset, examples[rows[part]])
-            scores.scatter_(1, targets, -torch.inf)
-            ranks[rows[part]] = (
-                1 + (scores >= own).sum(dim=1).cpu().numpy() + torch.isnan(scores).sum(dim=1).cpu().numpy()
-            )
-    return ranks
+            if padded is None or buffer is None:
+                scores = model.score(batch.histories[part], batch.lengths[part])  # type: ignore[union-attr]
+            else:
+                scores = torch.mm(states[part], padded.T, out=buffer[: len(rows[part])])
+                scores[:, n_items:] = -torch.inf
+            yield rows[part], batch.targets[part, None], scores
+
+
+def best_columns(scores: Tensor, k: int) -> Tensor:
+    """Return the columns of the k largest numbers in each row of [t, N], best first.
+
+    The k largest lie in the k blocks of columns with the largest maxima, so only those are searched.
+    """
+    rows, columns = scores.shape
+    if columns % _BLOCK or columns < 2 * k * _BLOCK:
+        return scores.topk(k, dim=1).indices
+    blocks = scores.view(rows, -1, _BLOCK)
+    at = blocks.amax(dim=2).topk(k, dim=1, sorted=False).indices  # [t, k]
+    found = blocks.gather(1, at[:, :, None].expand(-1, -1, _BLOCK)).flatten(1).topk(k, dim=1).indices
+    return at.gather(1, found // _BLOCK) * _BLOCK + found % _BLOCK
+
+
+def _count(flags: Tensor) -> Ints:
+    """Return how many of [t, N] are true in each row."""
+    if flags.device.type == "cpu":  # numpy counts bytes many at a time, torch would widen them first
+        return np.array([np.count_nonzero(row) for row in flags.numpy()], dtype=np.int64)
+    counted: Ints = flags.sum(dim=1).cpu().numpy()
+    return counted
 
 
 def _hide_seen(scores: Tensor, dataset: Dataset, examples: Ints) -> None:
@@ -83,23 +187,6 @@ def _hide_seen(scores: Tensor, dataset: Dataset, examples: Ints) -> None:
     place = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + np.repeat(starts, counts)
     seen = torch.from_numpy(dataset.items[place].astype(np.int64)).to(scores.device)
     scores[torch.from_numpy(row).to(scores.device), seen] = -torch.inf
-
-
-@torch.inference_mode()
-def top_items(model: Scorer, dataset: Dataset, examples: Ints, k: int, *, batch_tokens: int = 16_384) -> Ints:
-    """Return each example's k best items, [n, k], best first."""
-    windows = held_out_windows(dataset, examples, model.max_length)
-    k = min(k, dataset.n_items)
-    best = np.zeros((len(examples), k), dtype=np.int64)
-    table = model.item_vectors()
-    chunk = max(1, _SCORES // len(table))
-    for rows in plan(windows.end - windows.start, batch_tokens, None):
-        batch = make_batch(dataset, windows, rows).to(table.device)
-        states = model.encode_last(batch.histories, batch.lengths, table)
-        for first in range(0, len(rows), chunk):
-            part = slice(first, first + chunk)
-            best[rows[part]] = (states[part] @ table.T).topk(k, dim=1).indices.cpu().numpy()
-    return best
 
 
 @dataclass(frozen=True, slots=True)

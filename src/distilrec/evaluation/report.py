@@ -8,9 +8,11 @@ from typing import Any
 
 import jinja2
 
+from distilrec.evaluation.groups import main_cutoff
 from distilrec.files import write_text
 
 _SHOWN = ("hr@5", "hr@10", "hr@20", "ndcg@10", "mrr@10")
+_GROUPS = {"history": "by items in the history", "target_popularity": "by the target's training interactions"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +41,45 @@ def write_report(
         curves: model -> history of its training (`Fit.history`).
         cases: users to show.
     """
-    metrics = [metric for metric in _SHOWN if metric in results["rows"][0]["metrics"]]
+    first = results["rows"][0]
+    metrics = [metric for metric in _SHOWN if metric in first["metrics"]]
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(_PAGE).render(
-        name=name, results=results, metrics=metrics, figure=_figure(curves), cases=cases, models=list(curves)
+        name=name,
+        results=results,
+        metrics=metrics,
+        figure=_figure(curves),
+        cases=cases,
+        models=list(curves),
+        parts=_parts(results["rows"]),
+        lists=[metric for metric in first["lists"] if metric.endswith(f"@{_list_cutoff(first)}")],
     )
     write_text(path, page)
+
+
+def _list_cutoff(row: Mapping[str, Any]) -> int:
+    return main_cutoff([int(metric.rpartition("@")[2]) for metric in row["lists"]])
+
+
+def _parts(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the lines of the group table: headings, and lines with a label, n and each model's figures."""
+    first = rows[0]
+    lines: list[dict[str, Any]] = [
+        {"label": "all targets", "n": sum(group["n"] for group in first["groups"]["history"]), "cells": rows},
+        {
+            "label": "without cold targets",
+            "n": first["without_cold"]["n"],
+            "cells": [row["without_cold"] for row in rows],
+        },
+    ]
+    for kind, title in _GROUPS.items():
+        lines.append({"heading": title})
+        for place, group in enumerate(first["groups"][kind]):
+            low, high = group["range"]
+            spread = f"{low}" if low == high else f"{low} to {high}"
+            label = group["label"] if kind == "history" else f"{group['label']} ({spread})"
+            lines.append({"label": label, "n": group["n"], "cells": [row["groups"][kind][place] for row in rows]})
+    return lines
 
 
 def _figure(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -87,7 +122,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; } th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: right; }
-th:first-child, td:first-child { text-align: left; } th { background: var(--soft); }
+th:first-child, td:first-child { text-align: left; } th { background: var(--soft); } th.inner { text-align: right; }
 small { opacity: .75; } td small { white-space: nowrap; } .hit { color: var(--mark); font-weight: 600; }
 .figure { background: #fff; border-radius: 6px; padding: .5rem; } .figure svg { width: 100%; height: auto; }
 .case { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: 1rem; border-top: 1px solid var(--line); padding: .8rem 0; }
@@ -109,8 +144,33 @@ Split: {{ results.dataset.split }}. Ranked: {{ results.protocol.ranking }}; seen
 <td>{{ "{:,}".format(row.parameters) }}</td><td>{{ "%.3f"|format(row.ms_per_user) }}</td><td>{{ "%.2f"|format(row.latency_ms) }}</td></tr>
 {% endfor %}
 </table></div>
-<p><small>Intervals: {{ results.protocol.interval }}. One seed; a claim needs several and a paired test.
+<p><small>Intervals: {{ results.protocol.interval }}. One seed; a claim needs several and a paired test (distilrec evaluate A B).
 ms a user: top 10 of the whole catalogue for many users, per user; ms alone: one user at a time.</small></p>
+<h2>Groups of users, with 95 % intervals</h2>
+{% set shown = results.rows[0].groups.history[0].metrics | list %}
+<div class="wide"><table>
+<tr><th rowspan="2">test examples</th><th rowspan="2">n</th>{% for row in results.rows %}<th colspan="{{ shown | length }}">{{ row.model }}</th>{% endfor %}</tr>
+<tr>{% for row in results.rows %}{% for metric in shown %}<th class="inner">{{ metric.upper() }}</th>{% endfor %}{% endfor %}</tr>
+{% for line in parts %}
+{% if line.heading %}
+<tr><th colspan="{{ 2 + results.rows | length * shown | length }}">{{ line.heading }}</th></tr>
+{% else %}
+<tr><td>{{ line.label }}</td><td>{{ "{:,}".format(line.n) }}</td>
+{% for cell in line.cells %}{% for metric in shown %}<td>{% if metric in cell.metrics %}{{ "%.4f"|format(cell.metrics[metric]) }}<br><small>{{ "%.4f"|format(cell.ci95[metric][0]) }} to {{ "%.4f"|format(cell.ci95[metric][1]) }}</small>{% endif %}</td>{% endfor %}{% endfor %}</tr>
+{% endif %}
+{% endfor %}
+</table></div>
+<p><small>Head: the 20 % of items with most training interactions; mid and tail: the others, cut where their interactions are halved; cold: none.
+Small groups have wide intervals, and with many groups some differ by luck.</small></p>
+<h2>What is recommended</h2>
+<div class="wide"><table>
+<tr><th>model</th>{% for metric in lists %}<th>{{ metric }}</th>{% endfor %}</tr>
+{% for row in results.rows %}
+<tr><td>{{ row.model }}<br><small>{{ row.role }}</small></td>{% for metric in lists %}<td>{{ "%.3f"|format(row.lists[metric]) }}</td>{% endfor %}</tr>
+{% endfor %}
+</table></div>
+<p><small>coverage: share of the catalogue in any list; popularity: mean percentile by training interactions (0.5 = evenly from the catalogue);
+gini: how unevenly items are listed (0 = all equally often).</small></p>
 <h2>Training</h2>
 <div class="figure">{{ figure|safe }}</div>
 <h2>Three users</h2>

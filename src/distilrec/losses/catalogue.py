@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 Weigh = Callable[[Tensor, Tensor, slice], Tensor]
-_CHUNK_ELEMENTS = (
-    1 << 21
-)  # 8 MiB of float32 logits: small enough to stay near the caches, large enough for fast products
+# 8 MiB of float32 logits: small enough to stay near the caches, large enough for fast products
+CHUNK_ELEMENTS = 1 << 21
 
 
 class _WeightedCrossEntropy(torch.autograd.Function):
@@ -60,7 +59,7 @@ def weighted_cross_entropy(
     weights: Tensor,
     *,
     weigh: Weigh | None = None,
-    chunk_elements: int = _CHUNK_ELEMENTS,
+    chunk_elements: int = CHUNK_ELEMENTS,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy over the catalogue for several weighted targets per state.
 
@@ -83,7 +82,7 @@ def weighted_cross_entropy(
     return loss, parts
 
 
-def cross_entropy(states: Tensor, table: Tensor, targets: Tensor, *, chunk_elements: int = _CHUNK_ELEMENTS) -> Tensor:
+def cross_entropy(states: Tensor, table: Tensor, targets: Tensor, *, chunk_elements: int = CHUNK_ELEMENTS) -> Tensor:
     """Mean cross-entropy of the targets ([T] int64) over the catalogue, chunked."""
     ones = torch.ones(len(targets), 1, dtype=states.dtype, device=states.device)
     loss, _ = weighted_cross_entropy(states, table, targets[:, None], ones, chunk_elements=chunk_elements)

@@ -11,6 +11,7 @@ from distilrec.data.dataset import Dataset
 from distilrec.data.split import Ints
 from distilrec.errors import InputError
 from distilrec.knowledge.store import Knowledge
+from distilrec.losses.objective import Objective
 
 
 class Method(nn.Module, ABC):
@@ -19,6 +20,9 @@ class Method(nn.Module, ABC):
     name: ClassVar[str]
     Settings: ClassVar[type[Settings]]
     needs: ClassVar[frozenset[str]] = frozenset()  # of {"rankings", "item_vectors"}
+    losses: ClassVar[frozenset[str] | None] = None  # names of the losses it works with; None: all of them
+    by_rows: ClassVar[bool] = False  # whether `loss` can do with the rows of the item table that the batch itself needs
+    objective: Objective | None = None  # the student's loss, put in by the training
 
     def __init__(self, settings: Any, knowledge: Knowledge | None) -> None:
         super().__init__()
@@ -48,9 +52,9 @@ class Method(nn.Module, ABC):
         """Return named parts of the loss; the loop sums and logs them.
 
         Args:
-            batch: targets and example ids, [T] each.
+            batch: targets and example ids, [T] each, and drawn negatives. Item ids count rows of `table`.
             states: [T, width] the student's state before each target.
-            table: [items, width] the student's item vectors.
+            table: [items, width] the student's item vectors; where `by_rows`, perhaps only those that the batch needs.
         """
 
     def refine_teacher(self, teacher: Any, round_number: int) -> None:

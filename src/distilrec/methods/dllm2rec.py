@@ -54,10 +54,11 @@ class InformedTable(nn.Module):
         nn.init.normal_(self.project.weight, std=vectors.shape[1] ** -0.5 * 0.1)
         self.register_buffer("vectors", standardised(vectors), persistent=False)
 
-    def forward(self) -> Tensor:
-        """Return the table."""
-        table: Tensor = self.offset()
-        return torch.addmm(table, self.vectors, self.project.weight.T, alpha=self.weight)
+    def forward(self, items: Tensor | None = None) -> Tensor:
+        """Return the table, or the rows `items` [U] of it."""
+        table: Tensor = self.offset(items)
+        vectors = self.vectors if items is None else self.vectors[items]
+        return torch.addmm(table, vectors, self.project.weight.T, alpha=self.weight)
 
 
 class DLLM2Rec(Method):
@@ -66,6 +67,7 @@ class DLLM2Rec(Method):
     name = "dllm2rec"
     Settings = DLLM2RecSettings
     needs = frozenset({"rankings", "item_vectors"})
+    losses = frozenset({"ce", "dro"})
     settings: DLLM2RecSettings
     knowledge: Knowledge
 
@@ -93,7 +95,8 @@ class DLLM2Rec(Method):
 
         total, parts = weighted_cross_entropy(states, table, every, weights, weigh=weigh)
         ranking = parts[1:].sum()
-        return {"target": total - ranking, "ranking": ranking}  # the gradient of both flows through the first
+        found = {"target": total - ranking, "ranking": ranking}  # the gradient of both flows through the first
+        return found | (self.objective.further(batch, states, table) if self.objective is not None else {})
 
 
 def importance_weights(scores: Tensor, settings: DLLM2RecSettings) -> Tensor:

@@ -1,4 +1,4 @@
-"""No teacher: cross-entropy over the catalogue. What every distilled student is compared with."""
+"""No teacher: the student's loss on the targets. What every distilled student is compared with."""
 
 from torch import Tensor
 
@@ -17,7 +17,10 @@ class Plain(Method):
 
     name = "plain"
     Settings = PlainSettings
+    by_rows = True
 
     def loss(self, batch: Batch, states: Tensor, table: Tensor) -> dict[str, Tensor]:
         """See `Method.loss`."""
-        return {"target": cross_entropy(states, table, batch.targets)}
+        if self.objective is None:
+            return {"target": cross_entropy(states, table, batch.targets)}
+        return self.objective(batch, states, table)

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from distilrec.config import Config, Settings, TrainSettings, checked
@@ -16,6 +17,7 @@ from distilrec.data.tables import check_file
 from distilrec.errors import ConfigError
 from distilrec.evaluation.metrics import evaluate_ranks, metric_names
 from distilrec.evaluation.rank import target_ranks
+from distilrec.evaluation.stored import RANKS
 from distilrec.files import locked, read_json, sha256_file, write_json
 from distilrec.knowledge.annotate import annotate
 from distilrec.knowledge.store import Knowledge, open_knowledge
@@ -29,7 +31,7 @@ from distilrec.students.base import Student, load_student, save_student
 from distilrec.teachers import TEACHERS
 from distilrec.teachers.e4srec import E4SRec, load_e4srec
 from distilrec.teachers.llm import best_precision, llm_identity, load_llm, text_vectors
-from distilrec.training.loop import Fit, fit, load_fit
+from distilrec.training.loop import Fit, OnValidation, fit, load_fit
 from distilrec.training.tasks import Task
 
 T = TypeVar("T")
@@ -128,29 +130,81 @@ class Pipeline:
         knowledge: Knowledge | None,
         inputs: dict[str, Any],
     ) -> Student:
-        dataset = self.data
-        inputs = {
-            "data": dataset.fingerprint,
+        def work(folder: Path, key: str) -> None:
+            student, outcome = self.fit_student(training, kind, knowledge, folder, label=f"train {name}", identity=key)
+            say_fit(outcome, training)
+            save_student(student, folder / _MODEL)
+
+        done = self._stage(name, {**self.student_inputs(training), **inputs}, work)
+        return load_student(done.folder / _MODEL, STUDENTS)
+
+    def student_inputs(self, training: TrainSettings) -> dict[str, Any]:
+        """Return what a student's training depends on, but for seed and method."""
+        return {
+            "data": self.data.fingerprint,
             "student": self.student_kind.name,
             "student_settings": self.student_settings.model_dump(),
             "train": _relevant(training),
             "filter_seen": self.config.evaluate.filter_seen,  # in validation, too: it decides which epoch is kept
-            **inputs,
         }
 
-        def work(folder: Path, key: str) -> None:
-            torch.manual_seed(self.config.seed)
-            student = self.student_kind(self.student_settings, dataset.n_items)
-            settings = self.method_settings if kind is self.method_kind else kind.Settings()
-            method = kind(settings, knowledge)
-            student.item_table = method.item_embedding(student.item_table)
-            task = Task(student, dataset, training, seed=self.config.seed, validate=self._validate, method=method)
-            outcome = fit(task, training, folder, label=f"train {name}", identity=key, seed=self.config.seed)
-            say_fit(outcome, training)
-            save_student(student, folder / _MODEL)
+    def fit_student(
+        self,
+        training: TrainSettings,
+        kind: type[Method],
+        knowledge: Knowledge | None,
+        folder: Path,
+        *,
+        label: str,
+        identity: str,
+        on_validation: OnValidation | None = None,
+    ) -> tuple[Student, Fit]:
+        """Train a new student of the configured kind in `folder`, or go on with what is there; see `fit`."""
+        student, method = self._new_student(kind, knowledge)
+        seed = self.config.seed
 
-        done = self._stage(name, inputs, work)
-        return load_student(done.folder / _MODEL, STUDENTS)
+        def validate(model: Any) -> dict[str, float]:
+            return self._validate(model, training.validate_users)
+
+        task = Task(student, self.data, training, seed=seed, validate=validate, method=method)
+        outcome = fit(task, training, folder, label=label, identity=identity, seed=seed, on_validation=on_validation)
+        if training.refit:
+            return self._refit(training, kind, knowledge, folder, label, identity, outcome), outcome
+        return student, outcome
+
+    def _refit(
+        self,
+        training: TrainSettings,
+        kind: type[Method],
+        knowledge: Knowledge | None,
+        folder: Path,
+        label: str,
+        identity: str,
+        outcome: Fit,
+    ) -> Student:
+        """Train anew on training and validation targets together, for as many epochs as were best without the latter."""
+        student, method = self._new_student(kind, knowledge)
+        epochs = outcome.best_epoch
+        settings = training.model_copy(update={"epochs": epochs, "validate_every": epochs, "refit": False})
+        dataset = self.data.with_validation()
+        measure = {training.select_by: 0.0}  # nothing is left to select by: the last epoch is kept
+        task = Task(student, dataset, settings, seed=self.config.seed, validate=lambda _model: measure, method=method)
+        fit(
+            task,
+            settings,
+            folder / "refit",
+            label=f"{label}, refit",
+            identity=identity,
+            seed=self.config.seed,
+        )
+        return student
+
+    def _new_student(self, kind: type[Method], knowledge: Knowledge | None) -> tuple[Student, Method]:
+        torch.manual_seed(self.config.seed)
+        student = self.student_kind(self.student_settings, self.data.n_items)
+        method = kind(self.method_settings if kind is self.method_kind else kind.Settings(), knowledge)
+        student.item_table = method.item_embedding(student.item_table)
+        return student, method
 
     @cached_property
     def llm(self) -> Path:
@@ -237,6 +291,7 @@ class Pipeline:
             {"name": one.name, "seconds": round(one.seconds, 3), "cached": one.cached} for one in self.stages.values()
         ]
         results["peak_rss_mb"] = round(max(one.peak_rss_mb for one in self.stages.values()), 1)
+        results["ranks"] = f"{done.folder.name}/{RANKS}"  # where `distilrec evaluate A B` finds them
         write_json(self.root / "results.json", results)
         (self.root / "report.html").write_bytes((done.folder / "report.html").read_bytes())
         return results
@@ -244,9 +299,11 @@ class Pipeline:
     def _fit_of(self, name: str) -> Fit:
         return load_fit(self.stages[name].folder)
 
-    def _validate(self, model: Any) -> dict[str, float]:
+    def _validate(self, model: Any, users: int | None = None) -> dict[str, float]:
         settings = self.config.evaluate
         examples = self.data.examples("valid")
+        if users is not None and users < len(examples):  # the same ones each time
+            examples = np.sort(np.random.default_rng(0).permutation(examples)[:users])
         ranks = target_ranks(
             model, self.data, examples, batch_tokens=settings.batch_tokens, filter_seen=settings.filter_seen
         )

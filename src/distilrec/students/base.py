@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from distilrec.config import Settings, checked
+from distilrec.data.batching import Batch
 from distilrec.errors import InputError
 from distilrec.files import write_with
 
@@ -33,9 +34,9 @@ class ItemTable(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(n_items, width).normal_(std=0.02))
 
-    def forward(self) -> Tensor:
-        """Return the table, [items, width]."""
-        return self.weight
+    def forward(self, items: Tensor | None = None) -> Tensor:
+        """Return the table, [items, width], or the rows `items` [U] of it, whose gradient is sparse then."""
+        return self.weight if items is None else functional.embedding(items, self.weight, sparse=True)
 
 
 class Student(nn.Module, ABC):
@@ -46,6 +47,8 @@ class Student(nn.Module, ABC):
 
     name: ClassVar[str]
     Settings: ClassVar[type[StudentSettings]]
+    default_loss: ClassVar[str] = "ce"  # what a training uses that names no loss
+    causal: ClassVar[bool] = True  # whether a state sees no later item, so that every position can be supervised
 
     def __init__(self, settings: StudentSettings, n_items: int) -> None:
         super().__init__()
@@ -58,19 +61,24 @@ class Student(nn.Module, ABC):
         """Most history items read."""
         return self.settings.max_length
 
-    def item_vectors(self) -> Tensor:
-        """Return the item table, [items, width]."""
-        table: Tensor = self.item_table()
+    @property
+    def reach(self) -> int:
+        """Most items behind the end of a history that its last state depends on, at most `max_length`."""
+        return self.max_length
+
+    def item_vectors(self, items: Tensor | None = None) -> Tensor:
+        """Return the item table, [items, width], or the rows `items` [U] of it."""
+        table: Tensor = self.item_table(items)
         return table
 
     @abstractmethod
     def encode(self, histories: Tensor, lengths: Tensor, table: Tensor) -> Tensor:
-        """Encode every position of right-padded histories; a state sees no later item.
+        """Encode every position of right-padded histories; a state sees no later item if the student is `causal`.
 
         Args:
-            histories: [B, L] int64 item ids.
+            histories: [B, L] int64 rows of `table`, which need not be the ids of the catalogue.
             lengths: [B] int64, 1..L.
-            table: [items, width] item vectors.
+            table: [items, width] item vectors, perhaps only of the items needed.
 
         Returns:
             [B, L, width]; states behind a history's end are meaningless.
@@ -80,6 +88,10 @@ class Student(nn.Module, ABC):
         """Encode histories into the state after their last item, [B, width]."""
         states = self.encode(histories, lengths, table)
         return states[torch.arange(len(lengths), device=states.device), lengths - 1]
+
+    def training_view(self, batch: Batch) -> Batch:
+        """Return what to encode for a training batch and which states to supervise: the batch itself if `causal`."""
+        return batch
 
     def folded(self) -> "Student":
         """Return a plain copy for serving: whatever a method put into the item table becomes one table of numbers."""

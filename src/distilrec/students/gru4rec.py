@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from distilrec.students.base import Student, StudentSettings, lookup
+from distilrec.students.dropout import Dropout
 
 
 class GRU4RecSettings(StudentSettings):
@@ -32,7 +33,7 @@ class GRU4Rec(Student):
 
     def __init__(self, settings: GRU4RecSettings, n_items: int) -> None:
         super().__init__(settings, n_items)
-        self.dropout = nn.Dropout(settings.dropout)
+        self.dropout = Dropout(settings.dropout)
         between = settings.dropout if settings.layers > 1 else 0.0
         self.gru = nn.GRU(settings.hidden_size, settings.inner_size, settings.layers, batch_first=True, dropout=between)
         self.out = nn.Linear(settings.inner_size, settings.hidden_size)

@@ -7,6 +7,7 @@ are in the checkpoint.
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,12 @@ from distilrec.config import TrainSettings
 from distilrec.errors import ConfigError, TrainingError
 from distilrec.files import read_json, write_json
 from distilrec.progress import bar
+from distilrec.training.average import Average
 from distilrec.training.checkpoint import load_checkpoint, restore, save_checkpoint, snapshot, trainable
+from distilrec.training.optim import RowAdamW, clip_norm, coalesce_rows
 from distilrec.training.tasks import Task
+
+_READ_EVERY = 32  # steps between two looks at the loss on a device that works on its own meanwhile
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +45,19 @@ class Fit:
     seconds: float
 
 
-def fit(task: Task, settings: TrainSettings, folder: Path, *, label: str, identity: str, seed: int) -> Fit:
+OnValidation = Callable[[int, dict[str, float]], bool]
+
+
+def fit(
+    task: Task,
+    settings: TrainSettings,
+    folder: Path,
+    *,
+    label: str,
+    identity: str,
+    seed: int,
+    on_validation: OnValidation | None = None,
+) -> Fit:
     """Train until validation stops rising; the task's model ends with its best weights.
 
     Args:
@@ -50,19 +67,25 @@ def fit(task: Task, settings: TrainSettings, folder: Path, *, label: str, identi
         label: for the progress bar.
         identity: hash of data and settings; a checkpoint of another identity is refused.
         seed: of dropout.
+        on_validation: called with epoch and measures after each validation; False ends the training, as early stopping does.
 
     Raises:
         TrainingError: the loss is not a number.
         FingerprintError: see `load_checkpoint`.
     """
-    torch.use_deterministic_algorithms(True, warn_only=True)  # sums in a fixed order, also over several threads
-    accelerator = Accelerator()
-    torch.manual_seed(seed)
-    optimizer = torch.optim.AdamW(
+    accelerator = Accelerator(mixed_precision=_precision(settings))
+    on_cpu = accelerator.device.type == "cpu"
+    torch.use_deterministic_algorithms(on_cpu, warn_only=True)  # sums in a fixed order, also over several threads
+    torch.manual_seed(seed + accelerator.process_index)
+    task.share = (accelerator.process_index, accelerator.num_processes)
+    optimizer = RowAdamW(
         task.parameter_groups(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
-    task, optimizer = accelerator.prepare(task, optimizer)
-    run = _Run(task, settings, optimizer, accelerator, folder / "checkpoint.safetensors", identity)
+    if settings.compile:
+        task.model.encode = torch.compile(task.model.encode, dynamic=True)
+    prepared, optimizer = accelerator.prepare(task, optimizer)
+    run = _Run(task, prepared, settings, optimizer, accelerator, folder / "checkpoint.safetensors", identity)
+    run.on_validation = on_validation
     run.resume()
     task.train()
     steps, _ = task.epoch(1)
@@ -70,11 +93,19 @@ def fit(task: Task, settings: TrainSettings, folder: Path, *, label: str, identi
         progress.advance((run.state["epoch"] - 1) * steps + run.state["step"])
         while not run.finished():
             run.epoch(progress)
-    restore(task, run.weights["best"])
+    restore(task, run.best)
     task.eval()
     result = Fit(run.state["best_epoch"], run.state["best"], run.state["history"], run.state["seconds"])
-    write_json(folder / "fit.json", {name: getattr(result, name) for name in Fit.__slots__})
+    if accelerator.is_main_process:
+        write_json(folder / "fit.json", {name: getattr(result, name) for name in Fit.__slots__})
+    accelerator.wait_for_everyone()
     return result
+
+
+def _precision(settings: TrainSettings) -> str:
+    if settings.precision == "auto":
+        return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+    return "bf16" if settings.precision == "bfloat16" else "no"
 
 
 def load_fit(folder: Path) -> Fit:
@@ -85,105 +116,148 @@ def load_fit(folder: Path) -> Fit:
 class _Run:
     """One training as it stands; `state` is what the checkpoint keeps beside tensors."""
 
+    on_validation: OnValidation | None = None
+
     def __init__(
-        self, task: Task, settings: TrainSettings, optimizer: Any, accelerator: Accelerator, path: Path, identity: str
+        self,
+        task: Task,
+        prepared: Any,
+        settings: TrainSettings,
+        optimizer: Any,
+        accelerator: Accelerator,
+        path: Path,
+        identity: str,
     ) -> None:
-        self.task, self.settings, self.optimizer, self.accelerator, self.path = (
-            task,
-            settings,
-            optimizer,
-            accelerator,
-            path,
-        )
-        self.weights = {"best": snapshot(task), "average": snapshot(task) if settings.average > 0 else {}}
+        self.task, self.prepared, self.settings = task, prepared, settings
+        self.optimizer, self.accelerator, self.path = optimizer, accelerator, path
+        self.weights = trainable(task)
+        self.best = snapshot(task)
+        self.average = Average(self.weights, settings.average) if settings.average > 0 else None
         self.state: dict[str, Any] = {
             "identity": identity, "epoch": 1, "step": 0, "total_steps": 0, "sums": {}, "history": [],
-            "best": -math.inf, "best_epoch": 0, "seconds": 0.0,
+            "best": -math.inf, "best_epoch": 0, "seconds": 0.0, "epoch_seconds": 0.0,
         }  # fmt: skip
         self._rates = [group["lr"] for group in optimizer.param_groups]
+        self._pending: list[dict[str, Tensor]] = []  # parts of the loss not yet read from the device
+        self._read_every = 1 if accelerator.device.type == "cpu" else _READ_EVERY
         self._mark = self._saved = time.monotonic()
 
     def resume(self) -> None:
         """Go on from the checkpoint, if there is one."""
-        found = load_checkpoint(self.path, self.task, self.optimizer, tuple(self.weights), self.state["identity"])
-        if found is not None:
-            self.weights, self.state = found
-            self.state["best"] = -math.inf if self.state["best"] is None else self.state["best"]
+        found = load_checkpoint(self.path, self.task, self.optimizer, ("best", "average"), self.state["identity"])
+        if found is None:
+            return
+        tensors, self.state = found
+        self.best = tensors["best"]
+        if self.average is not None:
+            self.average.load(tensors["average"])
+        self.state["best"] = -math.inf if self.state["best"] is None else self.state["best"]
+        if not self.accelerator.is_main_process:  # the random state in the checkpoint is the first process's
+            torch.manual_seed(torch.initial_seed() + self.state["total_steps"] + self.accelerator.process_index)
 
     def finished(self) -> bool:
-        """Whether all epochs are done or the last `patience` validations brought no gain."""
+        """Whether all epochs are done or the last `patience` validations brought no gain, or the caller stopped it."""
+        if self.state.get("stopped", False):
+            return True
         best = self.state["best_epoch"]
         waited = sum("valid" in entry for entry in self.state["history"] if entry["epoch"] > best)
         return self.state["epoch"] > self.settings.epochs or (best > 0 and waited >= self.settings.patience)
 
     def epoch(self, progress: Any) -> None:
         """Train (the rest of) one epoch and validate."""
-        state = self.state
+        state, started = self.state, time.monotonic()
         steps, batches_from = self.task.epoch(state["epoch"])
         for batch in batches_from(state["step"]):
-            self._step(batch.to(self.accelerator.device))
             state["step"] += 1
+            self._step(batch.to(self.accelerator.device), last=state["step"] == steps)
             progress.advance(note=self._note())
-            if time.monotonic() - self._saved >= self.settings.checkpoint_seconds:
+            if time.monotonic() - self._saved >= self.settings.checkpoint_seconds and not self._between():
+                state["epoch_seconds"] += time.monotonic() - started
                 self._save()
+                started = time.monotonic()
+        self._read()
         means = {name: value / steps for name, value in state["sums"].items()}
-        entry = {"epoch": state["epoch"], "loss": sum(means.values()), "parts": means}
+        seconds = state["epoch_seconds"] + time.monotonic() - started
+        entry = {"epoch": state["epoch"], "loss": sum(means.values()), "parts": means, "seconds": seconds}
         if state["epoch"] % self.settings.validate_every == 0 or state["epoch"] == self.settings.epochs:
-            measures = self._validate()
-            if self.settings.select_by not in measures:
-                raise ConfigError(
-                    f"select_by {self.settings.select_by!r} is not measured ({', '.join(measures)}).",
-                    remedy="Choose one of them.",
-                )
-            entry["valid"] = measures
-            if measures[self.settings.select_by] > state["best"]:
-                state["best"], state["best_epoch"] = measures[self.settings.select_by], state["epoch"]
-                self.weights["best"] = self._candidate()
+            self._judge(entry)
         state["history"].append(entry)
-        state.update(epoch=state["epoch"] + 1, step=0, sums={})
+        state.update(epoch=state["epoch"] + 1, step=0, sums={}, epoch_seconds=0.0)
         self._save()
+        if (
+            self.on_validation is not None
+            and "valid" in entry
+            and not self.on_validation(entry["epoch"], entry["valid"])
+        ):
+            state["stopped"] = True
+            self._save()
 
-    def _step(self, batch: Any) -> None:
-        state = self.state
+    def _between(self) -> bool:
+        """Whether gradients of some batches wait for those of others."""
+        return any(parameter.grad is not None for parameter in self.weights.values())
+
+    def _step(self, batch: Any, *, last: bool) -> None:
+        parts = self.prepared(batch)
+        loss = torch.stack(list(parts.values())).sum()
+        self.accelerator.backward(loss / self.settings.accumulate if self.settings.accumulate > 1 else loss)
+        self._pending.append({name: value.detach() for name, value in parts.items()})
+        if len(self._pending) >= self._read_every:
+            self._read()
+        if last or self.state["step"] % self.settings.accumulate == 0:
+            self._update()
+
+    def _update(self) -> None:
+        """Move the weights by the gradients at hand, and their average after them."""
+        state, settings = self.state, self.settings
         state["total_steps"] += 1
-        warm = min(1.0, state["total_steps"] / max(self.settings.warmup_steps, 1))
+        warm = min(1.0, state["total_steps"] / max(settings.warmup_steps, 1))
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * warm
-        parts = self.task(batch)
-        loss = torch.stack(list(parts.values())).sum()
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"the loss is {loss.item()} in epoch {state['epoch']}.",
-                remedy="Lower the learning rate or set clip_norm, and train again.",
-            )
-        self.accelerator.backward(loss)
-        if self.settings.clip_norm is not None:
-            self.accelerator.clip_grad_norm_(self.task.parameters(), self.settings.clip_norm)
+        if settings.accumulate > 1 or self.accelerator.num_processes > 1:
+            coalesce_rows(self.weights.values())
+        if settings.clip_norm is not None:
+            clip_norm(self.weights.values(), settings.clip_norm)
+        rows = {
+            name: weight.grad._indices()[0]
+            for name, weight in self.weights.items()
+            if weight.grad is not None and weight.grad.is_sparse
+        }
+        if self.average is not None:
+            self.average.before_step(self.weights, rows)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if self.weights["average"]:
-            self._average()
-        for name, value in parts.items():
-            state["sums"][name] = state["sums"].get(name, 0.0) + value.item()
+        if self.average is not None:
+            self.average.after_step(self.weights, rows, state["total_steps"])
 
-    def _average(self) -> None:
-        """Move the averaged weights towards the present ones; faster in the first steps, while there is little to average."""
-        steps = self.state["total_steps"]
-        decay = min(self.settings.average, (1 + steps) / (10 + steps))
-        averaged, present = self.weights["average"], trainable(self.task)
-        with torch.no_grad():
-            torch._foreach_lerp_([averaged[name] for name in present], list(present.values()), 1 - decay)
+    def _read(self) -> None:
+        """Add what was trained since the last call to the sums, and see that it is a number."""
+        for parts in self._pending:
+            for name, value in parts.items():
+                self.state["sums"][name] = self.state["sums"].get(name, 0.0) + value.item()
+        self._pending.clear()
+        if not math.isfinite(loss := sum(self.state["sums"].values())):
+            raise TrainingError(
+                f"the loss is {loss} in epoch {self.state['epoch']}.",
+                remedy="Lower the learning rate or set clip_norm, and train again.",
+            )
 
-    def _candidate(self) -> dict[str, Tensor]:
-        """Return a copy of the weights that validation judges."""
-        return {name: value.clone() for name, value in self.weights["average"].items()} or snapshot(self.task)
-
-    def _validate(self) -> dict[str, float]:
-        present = snapshot(self.task) if self.weights["average"] else {}
-        restore(self.task, self.weights["average"])
-        measures = self.task.validate()
+    def _judge(self, entry: dict[str, Any]) -> None:
+        """Validate and, if it is the best so far, keep the weights."""
+        present = {}
+        if self.average is not None:
+            self.average.settle(self.weights)
+            present = snapshot(self.task)
+            restore(self.task, self.average.values)
+        entry["valid"] = measures = self.task.validate()
+        if self.settings.select_by not in measures:
+            raise ConfigError(
+                f"select_by {self.settings.select_by!r} is not measured ({', '.join(measures)}).",
+                remedy="Choose one of them.",
+            )
+        if measures[self.settings.select_by] > self.state["best"]:
+            self.state["best"], self.state["best_epoch"] = measures[self.settings.select_by], entry["epoch"]
+            self.best = snapshot(self.task)
         restore(self.task, present)
-        return measures
 
     def _note(self) -> str:
         steps = max(self.state["step"], 1)
@@ -191,9 +265,12 @@ class _Run:
         return f"epoch {self.state['epoch']}, loss {sum(self.state['sums'].values()) / steps:.3f}{best}"
 
     def _save(self) -> None:
+        self._read()
         now = time.monotonic()
         self.state["seconds"] += now - self._mark
         self._mark = now
-        best = None if self.state["best"] == -math.inf else self.state["best"]
-        save_checkpoint(self.path, self.task, self.optimizer, self.weights, {**self.state, "best": best})
+        if self.accelerator.is_main_process:
+            best = None if self.state["best"] == -math.inf else self.state["best"]
+            kept = {"best": self.best, "average": self.average.tensors() if self.average is not None else {}}
+            save_checkpoint(self.path, self.task, self.optimizer, kept, {**self.state, "best": best})
         self._saved = time.monotonic()

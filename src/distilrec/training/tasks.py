@@ -4,14 +4,17 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from distilrec.config import TrainSettings
 from distilrec.data.batching import Batch, batches, plan, training_windows
 from distilrec.data.dataset import Dataset
 from distilrec.data.split import Ints
-from distilrec.losses.catalogue import cross_entropy
+from distilrec.errors import ConfigError
+from distilrec.losses.objective import Objective, only_needed_rows
 from distilrec.methods.base import Method
+from distilrec.students.base import Student
 
 
 class CausalModel(Protocol):
@@ -41,8 +44,10 @@ class Task(nn.Module):
         settings: batch size and stride.
         seed: of the order of batches.
         validate: model -> named measures, higher is better.
-        method: how to learn; None means cross-entropy on the targets.
+        method: how to learn; None means the loss of the settings on the targets, over the whole table.
     """
+
+    share: tuple[int, int] = (0, 1)  # which of how many processes this one is; the training sets it
 
     def __init__(
         self,
@@ -58,14 +63,38 @@ class Task(nn.Module):
         self.model, self.method = model, method
         self.dataset, self.settings, self.seed = dataset, settings, seed
         self._validate = validate
+        name = settings.loss.name or getattr(model, "default_loss", "ce")
+        self.objective = Objective(settings.loss.model_copy(update={"name": name}), _counts(dataset))
+        self.by_rows = self._can_use_rows()
+        if method is not None:
+            method.objective = self.objective
+            if method.losses is not None and name not in method.losses:
+                raise ConfigError(
+                    f"the method {method.name} does not work with the loss {name}.",
+                    remedy=f"Set train.loss.name to one of {', '.join(sorted(method.losses))}.",
+                )
+
+    def _can_use_rows(self) -> bool:
+        """Whether a step touches only the rows of the item table that its batch needs."""
+        wanted = self.settings.lazy_rows
+        able = isinstance(self.model, Student) if self.method is None else self.method.by_rows
+        possible = able and not self.objective.whole_catalogue
+        return possible if wanted is None else wanted and possible
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return the parts of the loss on a batch."""
         model: Any = self.model
-        table = model.item_vectors()
+        if isinstance(model, Student):
+            batch = model.training_view(batch)
+        batch = self.objective.draw(batch)
+        if self.by_rows:
+            items, batch = only_needed_rows(batch)
+            table = model.item_vectors(items)
+        else:
+            table = model.item_vectors()
         states = model.encode(batch.histories, batch.lengths, table).flatten(0, 1).index_select(0, batch.positions)
         if self.method is None:
-            return {"target": cross_entropy(states, table, batch.targets)}
+            return self.objective(batch, states, table)
         return self.method.loss(batch, states, table)
 
     def epoch(self, number: int) -> tuple[int, Callable[[int], Iterator[Batch]]]:
@@ -78,6 +107,9 @@ class Task(nn.Module):
         shift = generator.integers(0, 1 << 30, len(self.dataset.offsets) - 1)
         windows = training_windows(self.dataset, model.max_length, self.settings.stride, shift)
         groups: list[Ints] = plan(windows.end - windows.start, self.settings.batch_tokens, generator)
+        rank, processes = self.share
+        if processes > 1:  # every process takes as many batches as the others; a few batches come twice
+            groups = [groups[n % len(groups)] for n in range(-(-len(groups) // processes) * processes)][rank::processes]
         return len(groups), lambda first: batches(self.dataset, windows, groups[first:])
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -93,3 +125,7 @@ class Task(nn.Module):
         measures = self._validate(self.model)
         self.train()
         return measures
+
+
+def _counts(dataset: Dataset) -> Tensor:
+    return torch.from_numpy(np.asarray(dataset.popularity, dtype=np.int64))

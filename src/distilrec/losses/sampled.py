@@ -1,0 +1,86 @@
+"""Losses of a target against sampled items. Tensors in, a scalar out; nothing here knows a model or how items were drawn.
+
+With y the target's score, z_j those of its negatives (j = 1..n) and sigma the logistic function:
+    sampled softmax   -log exp(y') / (exp(y') + sum_j exp(z'_j)); y' and z'_j are scores less the logarithm of how often the
+                      item is expected in the sample (Jean et al., ACL 2015), or plain scores
+    BCE               -(log sigma(y) + sum_j log sigma(-z_j)) / (n + 1)            (SASRec, ICDM 2018, has n = 1)
+    gBCE              -(b log sigma(y) + sum_j log sigma(-z_j)) / (n + 1),  b = a (t (1 - 1/a) + 1/a),  a = n / (N - 1)
+                      (Petrov and Macdonald, "gSASRec", RecSys 2023; t between 0, plain BCE, and 1)
+    BPR               -sum_j log sigma(y - z_j) / n                                (Rendle et al., UAI 2009)
+
+A negative may be hidden (it is the target itself, or stands in the history): it has no part in the loss, nor in n.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def sampled_softmax(
+    positive: Tensor,
+    negative: Tensor,
+    hidden: Tensor | None = None,
+    *,
+    log_q_positive: Tensor | None = None,
+    log_q_negative: Tensor | None = None,
+) -> Tensor:
+    """Cross-entropy of the targets among themselves and their negatives, the mean over T.
+
+    Args:
+        positive: [T] scores of the targets.
+        negative: [T, n] scores of the negatives.
+        hidden: [T, n] bool, negatives to leave out.
+        log_q_positive: [T] log of the expected number of times that the target is in the sample; None: no correction.
+        log_q_negative: [n] or [T, n], the same for the negatives.
+    """
+    if log_q_positive is not None:
+        positive = positive - log_q_positive
+    if log_q_negative is not None:
+        negative = negative - log_q_negative
+    if hidden is not None:
+        negative = negative.masked_fill(hidden, -torch.inf)
+    return (torch.logaddexp(positive, negative.logsumexp(dim=1)) - positive).mean()
+
+
+def bce(positive: Tensor, negative: Tensor, hidden: Tensor | None = None) -> Tensor:
+    """Binary cross-entropy, the mean over T. Shapes as in `sampled_softmax`."""
+    return _weighted_bce(positive, negative, hidden, positive.new_ones(()))
+
+
+def gbce(
+    positive: Tensor, negative: Tensor, hidden: Tensor | None = None, *, n_items: int, calibration: float
+) -> Tensor:
+    """Binary cross-entropy whose positive part is weakened against overconfidence, the mean over T.
+
+    Args:
+        positive: [T] scores of the targets.
+        negative: [T, n] scores of the negatives.
+        hidden: [T, n] bool, negatives to leave out.
+        n_items: size N of the catalogue.
+        calibration: t, 0 (plain BCE) to 1.
+    """
+    share = _counts(negative, hidden).clamp_min(1) / max(n_items - 1, 1)  # a
+    return _weighted_bce(positive, negative, hidden, share * (calibration * (1 - 1 / share) + 1 / share))
+
+
+def bpr(positive: Tensor, negative: Tensor, hidden: Tensor | None = None) -> Tensor:
+    """Pairwise logistic loss, the mean over T. Shapes as in `sampled_softmax`."""
+    each = functional.softplus(negative - positive[:, None])
+    if hidden is not None:
+        each = each.masked_fill(hidden, 0.0)
+    return (each.sum(dim=1) / _counts(negative, hidden).clamp_min(1)).mean()
+
+
+def _weighted_bce(positive: Tensor, negative: Tensor, hidden: Tensor | None, weight: Tensor) -> Tensor:
+    each = functional.softplus(negative)
+    if hidden is not None:
+        each = each.masked_fill(hidden, 0.0)
+    whole = weight * functional.softplus(-positive) + each.sum(dim=1)
+    return (whole / (1 + _counts(negative, hidden))).mean()
+
+
+def _counts(negative: Tensor, hidden: Tensor | None) -> Tensor:
+    """Return how many negatives each target has, [T] or []."""
+    if hidden is None:
+        return negative.new_tensor(float(negative.shape[1]))
+    return (~hidden).sum(dim=1).to(negative.dtype)

@@ -1,0 +1,251 @@
+"""Losses against sampled items: hand-computed values, a float64 reference, and no two losses give the same number."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from distilrec.config import LossSettings
+from distilrec.data.batching import Batch, Negatives
+from distilrec.losses.catalogue import cross_entropy
+from distilrec.losses.dro import dro, propensities
+from distilrec.losses.negatives import Sampler, hidden
+from distilrec.losses.objective import Objective, only_needed_rows
+from distilrec.losses.sampled import bce, bpr, gbce, sampled_softmax
+
+POSITIVE = torch.tensor([1.0, -0.5], dtype=torch.float64)
+NEGATIVE = torch.tensor([[0.0, 2.0, -1.0], [0.5, 0.5, 3.0]], dtype=torch.float64)
+HIDDEN = torch.tensor([[False, True, False], [False, False, False]])
+
+
+def sigma(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def test_by_hand() -> None:
+    first = math.log(math.exp(1) + 1 + math.exp(-1)) - 1
+    second = math.log(math.exp(-0.5) + 2 * math.exp(0.5) + math.exp(3)) + 0.5
+    assert sampled_softmax(POSITIVE, NEGATIVE, HIDDEN).item() == pytest.approx((first + second) / 2, abs=1e-12)
+    first = -(math.log(sigma(1)) + math.log(sigma(0)) + math.log(sigma(1))) / 3
+    second = -(math.log(sigma(-0.5)) + 2 * math.log(sigma(-0.5)) + math.log(sigma(-3))) / 4
+    assert bce(POSITIVE, NEGATIVE, HIDDEN).item() == pytest.approx((first + second) / 2, abs=1e-12)
+    first = -(math.log(sigma(1)) + math.log(sigma(2))) / 2
+    second = -(2 * math.log(sigma(-1)) + math.log(sigma(-3.5))) / 3
+    assert bpr(POSITIVE, NEGATIVE, HIDDEN).item() == pytest.approx((first + second) / 2, abs=1e-12)
+
+    def beta(n: int, items: int, t: float) -> float:
+        a = n / (items - 1)
+        return a * (t * (1 - 1 / a) + 1 / a)
+
+    first = -(beta(2, 11, 0.6) * math.log(sigma(1)) + math.log(sigma(0)) + math.log(sigma(1))) / 3
+    second = -((beta(3, 11, 0.6) + 2) * math.log(sigma(-0.5)) + math.log(sigma(-3))) / 4
+    value = gbce(POSITIVE, NEGATIVE, HIDDEN, n_items=11, calibration=0.6).item()
+    assert value == pytest.approx((first + second) / 2, abs=1e-12)
+
+
+def test_gbce_without_calibration_is_bce() -> None:
+    assert gbce(POSITIVE, NEGATIVE, n_items=50, calibration=0.0).item() == pytest.approx(
+        bce(POSITIVE, NEGATIVE).item(), abs=1e-12
+    )
+
+
+def test_log_q_by_hand() -> None:
+    log_q = torch.tensor([0.5, -1.0, 0.25], dtype=torch.float64)
+    own = torch.tensor([-0.3, 0.1], dtype=torch.float64)
+    expected = 0.0
+    for row in range(2):
+        target = POSITIVE[row].item() - own[row].item()
+        others = [NEGATIVE[row, j].item() - log_q[j].item() for j in range(3) if not HIDDEN[row, j]]
+        expected += math.log(math.exp(target) + sum(map(math.exp, others))) - target
+    value = sampled_softmax(POSITIVE, NEGATIVE, HIDDEN, log_q_positive=own, log_q_negative=log_q)
+    assert value.item() == pytest.approx(expected / 2, abs=1e-12)
+
+
+@pytest.mark.parametrize("loss", [sampled_softmax, bce, bpr])
+def test_all_hidden(loss: object) -> None:
+    positive, negative = POSITIVE.clone().requires_grad_(), NEGATIVE.clone().requires_grad_()
+    value = loss(positive, negative, torch.ones_like(HIDDEN))  # type: ignore[operator]
+    value.backward()
+    expected = -sum(math.log(sigma(float(y))) for y in POSITIVE) / 2 if loss is bce else 0.0
+    assert value.item() == pytest.approx(expected, abs=1e-12)
+    assert torch.isfinite(positive.grad).all()
+    assert negative.grad.abs().sum() == 0
+
+
+@pytest.mark.parametrize("loss", [sampled_softmax, bce, bpr])
+def test_what_is_hidden_does_not_matter(loss: object) -> None:
+    other = torch.where(HIDDEN, 77.0, NEGATIVE)
+    assert loss(POSITIVE, other, HIDDEN).item() == loss(POSITIVE, NEGATIVE, HIDDEN).item()  # type: ignore[operator]
+    assert loss(POSITIVE, other).item() != loss(POSITIVE, NEGATIVE).item()  # type: ignore[operator]
+
+
+def some_batch(seed: int = 0, items: int = 30, rows: int = 5, length: int = 6) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, length + 1, (rows,), generator=generator)
+    lengths[0] = length
+    inside = torch.arange(length) < lengths[:, None]
+    histories = torch.where(inside, torch.randint(items, (rows, length), generator=generator), 0)
+    positions = inside.flatten().nonzero()[:, 0]
+    targets = torch.randint(items, (len(positions),), generator=generator)
+    return Batch(histories, lengths, positions, targets, torch.arange(len(positions)))
+
+
+def objective(popularity: Tensor | None = None, **settings: object) -> Objective:
+    counts = torch.arange(1, 31) if popularity is None else popularity
+    return Objective(LossSettings.model_validate(settings), counts)
+
+
+ALL = [
+    {"name": "ce"},
+    {"name": "sampled_softmax", "negatives": 8},
+    {"name": "sampled_softmax", "negatives": 8, "sampling": "popularity", "log_q": "negatives"},
+    {"name": "sampled_softmax", "negatives": 8, "sampling": "popularity", "log_q": "none"},
+    {"name": "sampled_softmax", "negatives": 0, "sampling": "in_batch"},
+    {"name": "sampled_softmax", "negatives": 8, "shared": False, "exclude_history": True},
+    {"name": "bce", "negatives": 3, "shared": False},
+    {"name": "bce", "negatives": 3},
+    {"name": "gbce", "negatives": 3},
+    {"name": "bpr", "negatives": 3},
+    {"name": "dro"},
+    {"name": "dro", "base": "bce", "negatives": 3},
+    {"name": "dro", "base": "ce", "dro_weight": 0.7},
+]
+
+
+def tensors(seed: int = 3, dtype: torch.dtype = torch.float32) -> tuple[Batch, Tensor, Tensor]:
+    batch = some_batch()
+    generator = torch.Generator().manual_seed(seed)
+    states = torch.randn(len(batch.targets), 7, generator=generator, dtype=dtype)
+    return batch, states, torch.randn(30, 7, generator=generator, dtype=dtype)
+
+
+def test_no_two_losses_give_the_same_number() -> None:
+    batch, states, table = tensors()
+    values = []
+    for settings in ALL:
+        torch.manual_seed(0)
+        one = objective(**settings)
+        values.append(round(sum(one(one.draw(batch), states, table).values()).item(), 5))
+    assert len(set(values)) == len(values)
+
+
+@pytest.mark.parametrize("settings", [{"name": "ce"}, *ALL[1:]], ids=str)
+def test_needed_rows_alone_give_the_same_loss_and_gradient(settings: dict[str, object]) -> None:
+    one = objective(**settings)
+    batch, states, table = tensors()
+    torch.manual_seed(1)
+    batch = one.draw(batch)
+    table.requires_grad_()
+    whole = sum(one(batch, states, table).values())
+    (expected,) = torch.autograd.grad(whole, table)
+    if one.whole_catalogue:
+        return
+    items, small = only_needed_rows(batch)
+    assert torch.equal(items[small.targets], batch.targets)
+    assert torch.equal(items[small.histories], batch.histories)
+    part = sum(one(small, states, table[items]).values())
+    (found,) = torch.autograd.grad(part, table)
+    torch.testing.assert_close(part, whole)
+    torch.testing.assert_close(found, expected)
+
+
+@given(st.integers(0, 10_000), st.booleans(), st.booleans())
+def test_hidden_against_a_loop(seed: int, shared: bool, exclude: bool) -> None:
+    batch = some_batch(seed, items=9)
+    torch.manual_seed(seed)
+    items = torch.randint(9, (4,) if shared else (len(batch.targets), 4))
+    found = hidden(items, batch, exclude_history=exclude)
+    width = batch.histories.shape[1]
+    for t, position in enumerate(batch.positions.tolist()):
+        row = position // width
+        history = set(batch.histories[row, : batch.lengths[row]].tolist()) if exclude else set()
+        drawn = items if shared else items[t]
+        for j, item in enumerate(drawn.tolist()):
+            assert found[t, j].item() == (item == batch.targets[t].item() or item in history)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("sampling", ["uniform", "popularity"])
+def test_items_are_drawn_as_often_as_they_should(sampling: str, shared: bool) -> None:
+    torch.manual_seed(0)
+    popularity = torch.tensor([0, 1, 3, 6])
+    sampler = Sampler(LossSettings(name="bce", negatives=5000, sampling=sampling, shared=shared), popularity)
+    drawn = sampler.draw(torch.tensor([0, 1, 2, 3, 3, 3, 3, 3]))
+    share = torch.bincount(drawn.items.flatten(), minlength=4) / drawn.items.numel()
+    expected = torch.full((4,), 0.25) if sampling == "uniform" else popularity / 10
+    torch.testing.assert_close(share, expected, atol=0.03, rtol=0)
+    assert drawn.items.shape == ((5000,) if shared else (8, 5000))
+    seen = expected > 0
+    expected_count = (expected * 5000).log()
+    torch.testing.assert_close(drawn.log_q_targets[1:4][seen[1:4]], expected_count[1:4][seen[1:4]])
+    torch.testing.assert_close(drawn.log_q, expected_count[drawn.items])
+
+
+def test_in_batch_takes_targets() -> None:
+    torch.manual_seed(0)
+    targets = torch.tensor([4, 4, 9, 2])
+    every = Sampler(LossSettings(name="bpr", negatives=0, sampling="in_batch"), torch.ones(30)).draw(targets)
+    assert every.items.tolist() == targets.tolist()
+    some = Sampler(LossSettings(name="bpr", negatives=2, sampling="in_batch"), torch.ones(30)).draw(targets)
+    assert len(some.items) == 2
+    assert set(some.items.tolist()) <= {2, 4, 9}
+
+
+def test_one_seed_one_draw() -> None:
+    sampler = Sampler(LossSettings(name="bpr", negatives=50), torch.ones(30))
+    draws = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        draws.append(sampler.draw(torch.tensor([1])).items)
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+
+
+def test_corrected_sampled_softmax_comes_near_the_whole() -> None:
+    """With the negatives alone corrected, many draws estimate the cross-entropy over the catalogue."""
+    batch, states, table = tensors()
+    states, table = states * 0.5, table * 0.5
+    expected = cross_entropy(states, table, batch.targets).item()
+    for sampling in ("uniform", "popularity"):
+        torch.manual_seed(0)
+        one = objective(name="sampled_softmax", negatives=20_000, sampling=sampling, log_q="negatives")
+        assert one(one.draw(batch), states, table)["target"].item() == pytest.approx(expected, abs=0.03)
+        plain = objective(name="sampled_softmax", negatives=20_000, sampling=sampling, log_q="none")
+        assert abs(plain(plain.draw(batch), states, table)["target"].item() - expected) > 1
+
+
+@pytest.mark.parametrize("chunk", [30, 200, 1 << 20])
+def test_dro_against_its_formula(chunk: int) -> None:
+    batch, states, table = tensors(dtype=torch.float64)
+    states.requires_grad_(), table.requires_grad_()
+    p, beta = propensities(torch.arange(1, 31)).double(), 0.8
+    y = states @ table.T
+    own = y.gather(1, batch.targets[:, None])[:, 0]
+    p_t = p[batch.targets]
+    inner = (p * y**2 / beta).exp().sum(dim=1) - (p_t * own**2 / beta).exp() + (p_t * (own - 1) ** 2 / beta).exp()
+    expected = inner.log().mean()
+    value = dro(states, table, batch.targets, p, beta=beta, chunk_elements=chunk)
+    torch.testing.assert_close(value, expected, atol=1e-12, rtol=1e-12)
+    for found, wanted in zip(
+        torch.autograd.grad(value, (states, table)), torch.autograd.grad(expected, (states, table)), strict=True
+    ):
+        torch.testing.assert_close(found, wanted, atol=1e-10, rtol=1e-10)
+
+
+def test_dro_does_not_overflow() -> None:
+    batch, states, table = tensors()
+    assert torch.isfinite(dro(states * 50, table * 50, batch.targets, propensities(torch.ones(30)), beta=1.0))
+
+
+def test_propensities_by_hand() -> None:
+    found = propensities(torch.tensor([0, 2]))
+    assert found.tolist() == pytest.approx([0.25**0.05, 0.75**0.05], abs=1e-6)
+
+
+@pytest.mark.parametrize("settings", [{"negatives": 0}, {"sampling": "in_batch", "shared": False}, {"name": "mse"}])
+def test_wrong_settings(settings: dict[str, object]) -> None:
+    with pytest.raises(ValueError):
+        LossSettings.model_validate(settings)

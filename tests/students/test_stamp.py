@@ -1,0 +1,85 @@
+"""STAMP against its equations, one prefix at a time."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from distilrec.students import prefixes
+from distilrec.students.stamp import STAMP, STAMPSettings
+
+N_ITEMS, WIDTH, LENGTH = 15, 6, 20
+
+
+def stamp(seed: int = 0) -> STAMP:
+    torch.manual_seed(seed)
+    student = STAMP(STAMPSettings(hidden_size=WIDTH, max_length=LENGTH), N_ITEMS).eval()
+    with torch.no_grad():
+        student.item_table.weight.mul_(30)  # far from the linear part of every curve
+    return student
+
+
+def histories(rows: int = 7) -> Tensor:
+    return torch.randint(N_ITEMS, (rows, LENGTH), generator=torch.Generator().manual_seed(1))
+
+
+def by_the_book(student: STAMP, prefix: Tensor, table: Tensor) -> Tensor:
+    x = table[prefix]
+    last, mean = x[-1], x.sum(dim=0) / len(x)
+    memory = mean.clone()
+    for item in x:
+        inner = (
+            student.key.weight @ item
+            + student.from_last.weight @ last
+            + student.from_mean.weight @ mean
+            + student.from_mean.bias
+        )
+        memory = memory + (student.weight.weight[0] @ (1 / (1 + torch.exp(-inner)))) * item
+    session = torch.tanh(student.session_tower.weight @ memory + student.session_tower.bias)
+    return session * torch.tanh(student.last_tower.weight @ last + student.last_tower.bias)
+
+
+@pytest.mark.parametrize("pair_numbers", [50, 1000, 1 << 22])
+@torch.inference_mode()
+def test_every_prefix_in_one_pass(monkeypatch: pytest.MonkeyPatch, pair_numbers: int) -> None:
+    monkeypatch.setattr(prefixes, "PAIR_NUMBERS", pair_numbers)
+    student = stamp()
+    table, some = student.item_vectors(), histories()
+    lengths = torch.arange(LENGTH - 6, LENGTH + 1)
+    states = student.encode(some, lengths, table)
+    last = student.encode_last(some, lengths, table)
+    for row, history in enumerate(some):
+        for t in range(LENGTH):
+            expected = by_the_book(student, history[: t + 1], table)
+            torch.testing.assert_close(states[row, t], expected, rtol=1e-4, atol=1e-5)
+            if t + 1 == lengths[row]:
+                torch.testing.assert_close(last[row], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_do_not_depend_on_the_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    some, lengths = histories(), torch.full((7,), LENGTH)
+
+    def gradients(pair_numbers: int) -> list[Tensor]:
+        monkeypatch.setattr(prefixes, "PAIR_NUMBERS", pair_numbers)
+        student = stamp()
+        student.encode(some, lengths, student.item_vectors()).square().sum().backward()
+        return [parameter.grad for parameter in student.parameters() if parameter.grad is not None]
+
+    for one, other in zip(gradients(1 << 22), gradients(300), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_weights_need_not_sum_to_one() -> None:
+    """An item read twice weighs more than an item read once, which no softmax over one kind of item would show."""
+    student = stamp()
+    table = student.item_vectors()
+    once = student.encode_last(torch.tensor([[4]]), torch.tensor([1]), table)
+    twice = student.encode_last(torch.tensor([[4, 4]]), torch.tensor([2]), table)
+    assert (once - twice).abs().max() > 1e-3
+
+
+@torch.inference_mode()
+def test_an_extreme_table_gives_numbers() -> None:
+    student = stamp()
+    table = student.item_vectors() * 1e4
+    assert torch.isfinite(student.encode(histories(), torch.full((7,), LENGTH), table)).all()
