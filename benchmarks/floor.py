@@ -71,7 +71,9 @@ def main() -> None:
         dataset = prepare(arguments.sequences, None, data, Path(folder), seed=0, say=lambda _line: None)
         found = {name: measure(dataset, settings, loss, arguments) for name, loss in losses.items()}
     for name, one in found.items():
-        print(f"{name}: step {one['step_ms']:.2f} ms, products {one['floor_ms']:.2f} ms, {one['ratio']:.2f} times the floor")
+        print(
+            f"{name}: step {one['step_ms']:.2f} ms, products {one['floor_ms']:.2f} ms, {one['ratio']:.2f} times the floor"
+        )
     words = {key: value for key, value in vars(arguments).items() if key not in ("out", "speed", "sequences")}
     write_json(arguments.out, {"settings": words, "torch": torch.__version__, **found})
     if arguments.speed.exists():

@@ -186,3 +186,15 @@ def test_no_states_is_an_error() -> None:
     _, table, _, _ = problem()
     with pytest.raises(ValueError, match="no states"):
         cross_entropy(torch.empty(0, WIDTH, dtype=torch.float64), table, torch.empty(0, dtype=torch.int64))
+
+
+def test_a_target_of_no_probability_still_has_its_loss() -> None:
+    """In float32 its share of the whole is 0; the loss is 300 all the same."""
+    states, table = torch.tensor([[1.0], [0.01]]), torch.tensor([[0.0], [300.0], [299.0]])
+    states.requires_grad_()
+    value = cross_entropy(states, table, torch.tensor([0, 0]))
+    expected = torch.nn.functional.cross_entropy(states @ table.T, torch.tensor([0, 0]))
+    torch.testing.assert_close(value, expected)
+    (found,) = torch.autograd.grad(value, states)
+    (wanted,) = torch.autograd.grad(expected, states)
+    torch.testing.assert_close(found, wanted)

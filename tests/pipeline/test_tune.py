@@ -242,7 +242,7 @@ def test_a_trial_that_lags_behind_is_given_up(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Validation gives the dropout: the first five differ upwards, so the pruner has finished ones to compare with."""
-    monkeypatch.setattr(Pipeline, "_validate", lambda self, model: {"ndcg@10": 1 - model.settings.dropout})
+    monkeypatch.setattr(Pipeline, "_validate", lambda _self, model, *_users: {"ndcg@10": 1 - model.settings.dropout})
     slow = json.loads(json.dumps(settings))
     slow["train"] |= {"epochs": 4, "patience": 2}
     space = {"student.dropout": {"low": 0.1, "high": 0.9, "step": 0.01}}

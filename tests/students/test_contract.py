@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from distilrec.config import DataSettings, TrainSettings
-from distilrec.data.batching import Batch
+from distilrec.data.batching import Batch, held_out_windows, make_batch
 from distilrec.data.dataset import Dataset
 from distilrec.data.prepare import prepare
 from distilrec.errors import ConfigError, InputError
@@ -27,7 +28,10 @@ N_ITEMS, WIDTH, REACH = 17, 16, 9
 SMALL = {"hidden_size": WIDTH, "max_length": REACH, "dropout": 0.2}
 VECTORS_PER_ITEM = {"fpmc": 2}  # side by side in one row of the table, so states are as wide
 MIXES_EARLIER_ITEMS = {"fpmc", "stamp"}  # published so: these know which item is the last one, and no other order
-EPOCHS = {"bert4rec": 150}  # to learn the known answer: it is asked for some of the targets in an epoch, others for all
+EASIER = {"bert4rec": {"dropout": 0.0}}  # settings to learn the known answer with; hidden items are noise enough
+PATIENT = {
+    "bert4rec": {"epochs": 100, "patience": 25, "learning_rate": 0.003, "average": 0.9}
+}  # it sees 4 targets in 10
 
 pytestmark = pytest.mark.parametrize("name", list(STUDENTS))
 
@@ -337,23 +341,40 @@ def test_a_student_of_another_version_is_refused(name: str, damage: str, tmp_pat
 
 
 def test_learns_what_comes_next(name: str, tiny_dataset: Dataset, tmp_path: Path) -> None:
-    """The next item is always (item + 1) mod n: whoever reads the last item can be right every time."""
-    student = small(name, n_items=tiny_dataset.n_items, dropout=0.1, hidden_size=32)
-    settings = TrainSettings(
-        epochs=EPOCHS.get(name, 25), patience=6, learning_rate=0.01, batch_tokens=128, select_by="ndcg@1"
+    """The next item is always (item + 1) mod n: whoever reads the last item can be right every time, and must be.
+
+    The epoch is chosen by the likelihood of validation targets, since the first one with every rank right may be lucky.
+    """
+    changes = {"dropout": 0.1, "hidden_size": 32, **EASIER.get(name, {})}
+    student = small(name, n_items=tiny_dataset.n_items, **changes)
+    settings = TrainSettings.model_validate(
+        {"epochs": 40, "patience": 6, "learning_rate": 0.01, "batch_tokens": 128, "select_by": "log_likelihood"}
+        | PATIENT.get(name, {})
     )
 
     def measure(part: str) -> dict[str, float]:
         return evaluate_ranks(target_ranks(student, tiny_dataset, tiny_dataset.examples(part)), [1])
 
+    def validate(_model: Student) -> dict[str, float]:
+        return {"log_likelihood": log_likelihood(student, tiny_dataset)}
+
     assert measure("valid")["hr@1"] < 0.5
     method = METHODS["plain"](METHODS["plain"].Settings(), None)
-    task = Task(student, tiny_dataset, settings, seed=1, validate=lambda _model: measure("valid"), method=method)
+    task = Task(student, tiny_dataset, settings, seed=1, validate=validate, method=method)
     outcome = fit(task, settings, tmp_path, label="train", identity="x", seed=1)
-    assert outcome.best >= 0.95
-    assert measure("valid")["hr@1"] >= 0.95
-    assert measure("test")["hr@1"] >= 0.95
+    assert measure("valid")["hr@1"] == 1
+    assert measure("test")["hr@1"] == 1
     assert outcome.history[-1]["loss"] < outcome.history[0]["loss"] / 2
+
+
+@torch.inference_mode()
+def log_likelihood(student: Student, dataset: Dataset) -> float:
+    """Of the validation targets, per target."""
+    examples = dataset.examples("valid")
+    batch = make_batch(dataset, held_out_windows(dataset, examples, student.max_length), np.arange(len(examples)))
+    table = student.item_vectors()
+    states = student.encode_last(batch.histories, batch.lengths, table)
+    return -cross_entropy(states, table, batch.targets).item()
 
 
 def test_trains_on_sessions_of_nobody(name: str, tmp_path: Path) -> None:
@@ -370,7 +391,7 @@ def test_trains_on_sessions_of_nobody(name: str, tmp_path: Path) -> None:
     )
     dataset = prepare(log, None, data, tmp_path / "prepared", seed=1, say=lambda _line: None)
     student = small(name, n_items=dataset.n_items)
-    settings = TrainSettings(epochs=4, learning_rate=0.01, batch_tokens=64, select_by="hr@5")
+    settings = TrainSettings(epochs=12, learning_rate=0.01, batch_tokens=64, select_by="hr@5")
 
     def measure(model: Student) -> dict[str, float]:
         return evaluate_ranks(target_ranks(model, dataset, dataset.examples("valid")), [5])
@@ -378,4 +399,4 @@ def test_trains_on_sessions_of_nobody(name: str, tmp_path: Path) -> None:
     outcome = fit(
         Task(student, dataset, settings, seed=1, validate=measure), settings, tmp_path, label="x", identity="x", seed=1
     )
-    assert outcome.history[-1]["loss"] < outcome.history[0]["loss"]
+    assert outcome.history[-1]["loss"] < outcome.history[0]["loss"] * 0.9

@@ -16,12 +16,13 @@ from torch import Tensor
 Weigh = Callable[[Tensor, Tensor, slice], Tensor]
 # 8 MiB of float32 logits: small enough to stay near the caches, large enough for fast products
 CHUNK_ELEMENTS = 1 << 21
+_SURE = 1e-30  # a probability above it has all its digits
 
 
 class _WeightedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, table: Tensor, items: Tensor, weights: Tensor, weigh: Weigh | None, chunk: int
+        ctx: Any, states: Tensor, table: Tensor, items: Tensor, weights: Tensor | None, weigh: Weigh | None, chunk: int
     ) -> tuple[Tensor, Tensor]:
         total, n_items = len(states), len(table)
         grad_states = torch.empty_like(states)
@@ -32,12 +33,14 @@ class _WeightedCrossEntropy(torch.autograd.Function):
             rows = slice(first, min(first + chunk, total))
             logits = torch.mm(states[rows], table.T, out=buffer[: rows.stop - rows.start])
             picked = logits.gather(1, items[rows])  # [t, M]
-            weight = weights[rows] if weigh is None else weigh(logits, picked, rows)
-            top = logits.amax(dim=1, keepdim=True)
-            logits.sub_(top).exp_()
-            mass = logits.sum(dim=1, keepdim=True)
-            by_column += (weight * (mass.log() + top - picked)).sum(dim=0, dtype=torch.float64)
-            logits.mul_(weight.sum(dim=1, keepdim=True) / mass)
+            if weigh is not None:
+                weight = weigh(logits, picked, rows)
+            else:
+                weight = torch.ones_like(picked) if weights is None else weights[rows]
+            whole = _softmax_in_place(logits, picked, items[rows], states[rows], table)  # [t, 1]
+            by_column += (weight * (whole - picked)).sum(dim=0, dtype=torch.float64)
+            if weigh is not None or weights is not None:
+                logits.mul_(weight.sum(dim=1, keepdim=True))
             logits.scatter_add_(1, items[rows], -weight)
             torch.mm(logits, table, out=grad_states[rows])
             grad_table.addmm_(logits.T, states[rows])
@@ -47,16 +50,40 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         return parts.sum(), parts
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _parts: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
-        grad_states, grad_table = ctx.saved_tensors
-        return grad_states * grad, grad_table * grad, None, None, None, None
+    def backward(ctx: Any, grad: Tensor, _parts: Tensor) -> tuple[Tensor | None, ...]:
+        return *scaled(ctx.saved_tensors, grad), None, None, None, None, None
+
+
+def scaled(gradients: tuple[Tensor, ...], grad: Tensor) -> list[Tensor]:
+    """Return gradients times the scalar `grad`, without touching them where it is 1, as in a sum of losses."""
+    if grad.device.type == "cpu" and grad.item() == 1.0:
+        return list(gradients)
+    return [gradient * grad for gradient in gradients]
+
+
+def _softmax_in_place(logits: Tensor, picked: Tensor, items: Tensor, states: Tensor, table: Tensor) -> Tensor:
+    """Turn logits [t, N] into probabilities and return each row's logsumexp, [t, 1].
+
+    The row is in the cache while its maximum, sum and quotients are formed; the logsumexp is read off an item of known logit,
+    or, where that item's probability is too small to say, off the likeliest one.
+    """
+    best, place = picked.max(dim=1, keepdim=True)  # [t, 1]
+    at = items.gather(1, place)
+    torch.softmax(logits, dim=1, out=logits)
+    share = logits.gather(1, at)
+    whole = best - share.log()
+    lost = ~(share > _SURE)[:, 0]
+    if lost.any():
+        likely, top = logits[lost].max(dim=1)
+        whole[lost] = ((states[lost] * table[top]).sum(dim=1) - likely.log())[:, None]
+    return whole
 
 
 def weighted_cross_entropy(
     states: Tensor,
     table: Tensor,
     items: Tensor,
-    weights: Tensor,
+    weights: Tensor | None,
     *,
     weigh: Weigh | None = None,
     chunk_elements: int = CHUNK_ELEMENTS,
@@ -67,7 +94,7 @@ def weighted_cross_entropy(
         states: [T, d].
         table: [N, d] item vectors.
         items: [T, M] int64 item ids.
-        weights: [T, M]; they need not sum to 1.
+        weights: [T, M]; they need not sum to 1. None: all are 1, and M is 1.
         weigh: called as weigh(logits [t, N], logits of the items [t, M], rows) -> weights [t, M] of a chunk, where weights depend
             on the scores; no gradient flows through it, and it must not change the logits.
         chunk_elements: at most this many logits exist at a time.
@@ -84,6 +111,5 @@ def weighted_cross_entropy(
 
 def cross_entropy(states: Tensor, table: Tensor, targets: Tensor, *, chunk_elements: int = CHUNK_ELEMENTS) -> Tensor:
     """Mean cross-entropy of the targets ([T] int64) over the catalogue, chunked."""
-    ones = torch.ones(len(targets), 1, dtype=states.dtype, device=states.device)
-    loss, _ = weighted_cross_entropy(states, table, targets[:, None], ones, chunk_elements=chunk_elements)
+    loss, _ = weighted_cross_entropy(states, table, targets[:, None], None, chunk_elements=chunk_elements)
     return loss

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distilrec.losses.catalogue import CHUNK_ELEMENTS
+from distilrec.losses.catalogue import CHUNK_ELEMENTS, scaled
 
 _POWER = 0.05
 
@@ -46,9 +46,8 @@ class _DRO(torch.autograd.Function):
         return (value / total).to(states.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
-        grad_states, grad_table = ctx.saved_tensors
-        return grad_states * grad, grad_table * grad, None, None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return *scaled(ctx.saved_tensors, grad), None, None, None, None
 
 
 def dro(
