@@ -1,5 +1,6 @@
 """Full ranking against a plain Python loop."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,9 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from distilrec.data.batching import held_out_windows, make_batch
 from distilrec.data.dataset import Dataset
 from distilrec.errors import TrainingError
-from distilrec.evaluation.rank import target_ranks, time_ranking, top_items
+from distilrec.evaluation.rank import best_columns, rank_and_top, target_ranks, time_ranking, top_items
+from distilrec.students import STUDENTS
+from distilrec.students.base import build_student
 
 
 @dataclass
@@ -158,3 +162,65 @@ def test_timing_gives_positive_numbers(scorer: FakeScorer, tiny_dataset: Dataset
     timing = time_ranking(scorer, tiny_dataset, examples, users=7, batch_tokens=64, repeats=1, single=2)
     assert timing.ms_per_user > 0
     assert timing.latency_ms > 0
+
+
+@pytest.mark.parametrize("filter_seen", [False, True])
+def test_ranks_and_best_items_from_one_scoring(scorer: FakeScorer, tiny_dataset: Dataset, filter_seen: bool) -> None:
+    examples = tiny_dataset.examples("test")
+    ranks, best = rank_and_top(scorer, tiny_dataset, examples, 5, filter_seen=filter_seen)
+    assert np.array_equal(ranks, target_ranks(scorer, tiny_dataset, examples, filter_seen=filter_seen))
+    for place, example in enumerate(examples):
+        history = history_of(tiny_dataset, int(example))
+        scores = scorer.score(history)
+        seen = set(history) if filter_seen else set()
+        expected = sorted((scores[item] for item in range(tiny_dataset.n_items) if item not in seen), reverse=True)[:5]
+        found = best[place][: len(expected)].tolist()  # who has seen all but a few gets the rest in any order
+        assert [scores[item] for item in found] == expected
+        assert not seen & set(found)
+
+
+@pytest.mark.parametrize("k", [1, 3, 20])
+@pytest.mark.parametrize("blocks", [1, 5, 41, 64])
+def test_best_columns_are_those_of_a_sort(k: int, blocks: int) -> None:
+    generator = torch.Generator().manual_seed(k)
+    scores = torch.randn(9, blocks * 64, generator=generator)
+    scores[0] = 1.0  # all alike
+    scores[1, 5:] = -torch.inf
+    found = best_columns(scores.clone(), k)
+    assert all(len(set(row.tolist())) == k for row in found)
+    expected = scores.sort(dim=1, descending=True).values[:, :k]
+    assert torch.equal(scores.gather(1, found), expected)
+
+
+def test_a_wide_catalogue_with_columns_to_spare(make_dataset: Callable[..., Dataset]) -> None:
+    """5,000 items are no multiple of the block: what fills it up is never recommended, nor counted."""
+    dataset = make_dataset([[f"{(7 * u + n) % 5000:04d}" for n in range(200)] for u in range(25)])
+    torch.manual_seed(0)
+    student = build_student("sasrec", {"hidden_size": 8, "heads": 1}, dataset.n_items, STUDENTS).eval()
+    examples = dataset.examples("test")
+    with torch.no_grad():
+        student.item_table.weight.sub_(5)  # all scores lie far from 0, the score of a vector of zeros
+    ranks, best = rank_and_top(student, dataset, examples, 20)
+    assert best.max() < dataset.n_items
+    windows = held_out_windows(dataset, examples, student.max_length)
+    batch = make_batch(dataset, windows, np.arange(len(examples)))
+    with torch.inference_mode():
+        table = student.item_vectors()
+        scores = student.encode_last(batch.histories, batch.lengths, table) @ table.T
+    own = scores.gather(1, batch.targets[:, None])
+    assert ranks.tolist() == (scores >= own).sum(dim=1).tolist()
+    assert np.array_equal(np.sort(best), np.sort(scores.topk(20, dim=1).indices.numpy()))
+
+
+def test_a_model_may_score_in_its_own_way(tiny_dataset: Dataset) -> None:
+    class Direct:
+        n_items, max_length = tiny_dataset.n_items, 3
+
+        def score(self, histories: Tensor, lengths: Tensor) -> Tensor:
+            last = histories[torch.arange(len(lengths)), lengths - 1]
+            return -((torch.arange(self.n_items) - last[:, None] - 1) % self.n_items).float()
+
+    examples = tiny_dataset.examples("test")
+    assert target_ranks(Direct(), tiny_dataset, examples).tolist() == [1] * len(examples)
+    best = top_items(Direct(), tiny_dataset, examples, 2)
+    assert np.array_equal(best[:, 0], tiny_dataset.items[examples])

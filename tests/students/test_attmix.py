@@ -18,7 +18,7 @@ def attmix(levels: int = 3, heads: int = 2, norm: float = 4.0, seed: int = 0) ->
     settings = AttMixSettings(hidden_size=WIDTH, max_length=LENGTH, levels=levels, heads=heads, norm=norm)
     student = AttMix(settings, N_ITEMS).eval()
     with torch.no_grad():
-        student.key.weight.mul_(10)  # attention that is not flat
+        student.key.weight.mul_(3)  # attention that is not flat
     return student
 
 
@@ -28,7 +28,7 @@ def histories(rows: int = 5) -> Tensor:
 
 def by_the_book(student: AttMix, prefix: Tensor, table: Tensor) -> Tensor:
     settings = student.settings
-    x = table[prefix] / table[prefix].norm(dim=1, keepdim=True)
+    x = WIDTH**0.5 * table[prefix] / table[prefix].norm(dim=1, keepdim=True)
     keys, values = student.key(x), student.value(x)
     read = []
     for head in range(settings.heads):

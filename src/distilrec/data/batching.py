@@ -5,7 +5,7 @@ at by positions whose output nobody reads.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -55,8 +55,8 @@ class Batch:
         """Return the batch on `device`."""
         if self.targets.device == device:
             return self
-        parts = (self.histories, self.lengths, self.positions, self.targets, self.examples)
-        return Batch(*(part.to(device, non_blocking=True) for part in parts))
+        parts = {name: getattr(self, name) for name in ("histories", "lengths", "positions", "targets", "examples")}
+        return replace(self, **{name: part.to(device, non_blocking=True) for name, part in parts.items()})
 
 
 @dataclass(frozen=True, slots=True)

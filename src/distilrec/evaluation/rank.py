@@ -140,7 +140,7 @@ def _scored(
     chunk = max(1, _SCORES // n_items, _LEAST_ROWS if n_items * _LEAST_ROWS <= _MOST_SCORES else 1)
     table = padded = buffer = None
     if hasattr(model, "encode_last"):
-        table = model.item_vectors()
+        table = model.item_vectors()  # type: ignore[union-attr]
         padded = functional.pad(table, (0, 0, 0, -n_items % _BLOCK)) if n_items > _BLOCK else table
         buffer = table.new_empty(min(chunk, len(examples)), len(padded))
     for rows in plan(windows.end - windows.start, batch_tokens, None):

@@ -1,7 +1,7 @@
 """Atten-Mixer: several readings of what the session is about, from its last item, its last two, its last three ...
 
 Zhang et al., "Efficiently Leveraging Multi-level User Intent for Session-based Recommendation via Atten-Mixer Network", WSDM
-2023 (arXiv 2206.12781). For the normalised items x_1 .. x_t of a prefix, levels l = 1..n and heads h of width c = d / heads:
+2023 (arXiv 2206.12781). For the items x_1 .. x_t of a prefix, x = sqrt(d) e / |e|, levels l = 1..n and heads h of width c = d / heads:
     q_l     = W_l mean(x_{t-l+1} .. x_t) + b_l               deep set of the last l items: their order does not count
     A_lh,i  = softmax_i(q_lh . k_ih / sqrt(c)),   k = W_k x
     a_h,i   ~ (sum_l A_lh,i^p)^(1/p)                         Lp pooling over the levels, then sum_i a_h,i = 1
@@ -12,9 +12,10 @@ Every prefix of a history is computed in one pass; the maps A exist for a few ro
 
 Deviations: the published code joins the last l items end to end where the paper has a set, passes q . k through a sigmoid before
 the softmax and the pooled map through a second softmax of numbers in 0..1, both of which leave it nearly flat; here the maps
-are plain scaled attention and are rescaled after pooling. It scores by 16 times the cosine of state and item; here item
-vectors are normalised where they are read, not where they are scored, since the score is a plain inner product in every
-student. W_l takes the place of two linear maps in a row. A level longer than the prefix takes what there is.
+are plain scaled attention and are rescaled after pooling. It scores by 16 times the cosine of state and item, with
+x of length 1; here item vectors are normalised where they are read, not where they are scored, since the score is a plain
+inner product in every student, and to length sqrt(d), so that x_t is as large as LN(..) beside it. W_l takes the place of two
+linear maps in a row. A level longer than the prefix takes what there is. Dropout on x only.
 """
 
 import torch
@@ -90,7 +91,7 @@ class AttMix(Student):
         return self._state(attended[:, 0], latest[:, 0])
 
     def _inputs(self, histories: Tensor, table: Tensor) -> Tensor:
-        x: Tensor = self.dropout(functional.normalize(lookup(histories, table), dim=-1))
+        x: Tensor = self.dropout(functional.rms_norm(lookup(histories, table), table.shape[1:], eps=1e-12))
         return x
 
     def _memory(self, x: Tensor) -> Tensor:

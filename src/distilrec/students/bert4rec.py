@@ -60,7 +60,7 @@ class BERT4Rec(Student):
         self.head_norm = nn.LayerNorm(width)
         self.dropout = Dropout(settings.dropout)
         for module in (*self.blocks.modules(), self.head):
-            if isinstance(module, nn.Linear):  # small weights would leave attention flat for long: nothing but it can fill a gap
+            if isinstance(module, nn.Linear):  # not small: flat attention learns late, and nothing else can fill a gap
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
 

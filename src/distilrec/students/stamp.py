@@ -1,22 +1,23 @@
 """STAMP: the last item beside an attentive memory of the session.
 
 Liu et al., "STAMP: Short-Term Attention/Memory Priority Model for Session-based Recommendation", KDD 2018. For the items
-x_1 .. x_t of a prefix:
+x_1 .. x_t of a prefix, x = sqrt(d) e / |e|:
     m_s = (1 / t) sum_i x_i
     a_i = w_0 . sigmoid(W_1 x_i + W_2 x_t + W_3 m_s + b_a)                 (no softmax: the weights need not sum to 1)
     m_a = sum_i a_i x_i + m_s
-    h_s = tanh(W_s m_a + b_s),  h_t = tanh(W_t x_t + b_t),  state = h_s * h_t,  score = state . x
+    h_s = tanh(W_s m_a + b_s),  h_t = tanh(W_t x_t + b_t),  state = h_s * h_t,  score = state . e
 Every prefix of a history is computed in one pass; the pairs (t, i) behind the sigmoid exist for a few rows at a time.
 
 Deviations: m_s is added to m_a, which the published code does and the paper's equation does not; the score is not passed
-through a sigmoid before the softmax, as in that code; item vectors are dropped out instead of being clipped to length 1;
-weights start as in other linear layers here (1 / sqrt(d)), not from N(0, 0.05), so that h_s * h_t does not start near zero
-in every dimension at once.
+through a sigmoid before the softmax, as in that code; item vectors are rescaled where they are read, where that code clips
+them to length 1: a product of two towers over vectors as small as untrained ones hardly learns (the same loss after ten epochs
+as popularity has); dropout on them; weights start as in other linear layers here, not from N(0, 0.05).
 """
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional
 
 from distilrec.students.base import Student, StudentSettings, lookup
 from distilrec.students.dropout import Dropout
@@ -51,7 +52,7 @@ class STAMP(Student):
 
     def encode(self, histories: Tensor, lengths: Tensor, table: Tensor) -> Tensor:
         """See `Student.encode`."""
-        x = self.dropout(lookup(histories, table))
+        x = self._inputs(histories, table)
         counts = torch.arange(1, x.shape[1] + 1, device=x.device)
         mean = x.cumsum(dim=1) / counts[:, None]
         memory = torch.cat([self.key(x), x], dim=-1)
@@ -60,13 +61,17 @@ class STAMP(Student):
 
     def encode_last(self, histories: Tensor, lengths: Tensor, table: Tensor) -> Tensor:
         """See `Student.encode_last`. One query instead of one per position."""
-        x = self.dropout(lookup(histories, table))
+        x = self._inputs(histories, table)
         inside = torch.arange(x.shape[1], device=x.device) < lengths[:, None]  # [B, L]
         last = x[torch.arange(len(x), device=x.device), lengths - 1]
         mean = x.masked_fill(~inside[:, :, None], 0).sum(dim=1) / lengths[:, None]
         memory = torch.cat([self.key(x), x], dim=-1)
         attended = self._attend(self._query(last, mean)[:, None], memory, inside[:, None])
         return self._state(attended[:, 0] + mean, last)
+
+    def _inputs(self, histories: Tensor, table: Tensor) -> Tensor:
+        x: Tensor = self.dropout(functional.rms_norm(lookup(histories, table), table.shape[1:], eps=1e-12))
+        return x
 
     def _query(self, last: Tensor, mean: Tensor) -> Tensor:
         query: Tensor = self.from_last(last) + self.from_mean(mean)

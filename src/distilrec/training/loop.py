@@ -82,7 +82,8 @@ def fit(
         task.parameter_groups(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
     if settings.compile:
-        task.model.encode = torch.compile(task.model.encode, dynamic=True)
+        model: Any = task.model
+        model.encode = torch.compile(model.encode, dynamic=True)
     prepared, optimizer = accelerator.prepare(task, optimizer)
     run = _Run(task, prepared, settings, optimizer, accelerator, folder / "checkpoint.safetensors", identity)
     run.on_validation = on_validation
