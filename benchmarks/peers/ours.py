@@ -13,7 +13,6 @@ from protocol import TOP, Clock, answer, metrics_of_ranks, named, read_job, time
 
 from distilrec.config import DataSettings, FilterSettings, LossSettings, TrainSettings
 from distilrec.data.batching import Batch
-from distilrec.data.dataset import Dataset
 from distilrec.data.prepare import prepare
 from distilrec.evaluation.rank import target_ranks, top_items
 from distilrec.students.sasrec import SASRec, SASRecSettings
@@ -56,13 +55,11 @@ def main() -> None:
     path, folder = Path(job.sequences), Path(job.folder)
     settings = DataSettings(interactions=path, filters=filters)
     dataset = prepare(path, None, settings, folder / "data", seed=job.seed, say=lambda line: None)
-    student = SASRec(
-        SASRecSettings(
-            hidden_size=job.width, max_length=job.max_length, blocks=job.blocks, heads=job.heads,
-            inner_size=job.inner_size, dropout=job.dropout, activation="relu",
-        ),  # fmt: skip
-        dataset.n_items,
-    )
+    sizes = SASRecSettings(
+        hidden_size=job.width, max_length=job.max_length, blocks=job.blocks, heads=job.heads,
+        inner_size=job.inner_size, dropout=job.dropout, activation="relu",
+    )  # fmt: skip
+    student = SASRec(sizes, dataset.n_items)
 
     def training(batch_tokens: int) -> TrainSettings:
         return TrainSettings(
@@ -83,9 +80,10 @@ def main() -> None:
     steps = timed.epoch(1)[0]
     fit(timed, training(batch_tokens), folder, label="train", identity="benchmark", seed=job.seed)
     result = timed.clock.figures(steps)
+    result["train_targets"] = dataset.manifest["n_train_targets"]
     result |= {"batch_tokens": batch_tokens, "parameters": sum(value.numel() for value in student.parameters())}
 
-    def metrics(part: str, dataset: Dataset = dataset) -> dict[str, float]:
+    def metrics(part: str) -> dict[str, float]:
         return metrics_of_ranks(target_ranks(student, dataset, dataset.examples(part)))
 
     student.eval()

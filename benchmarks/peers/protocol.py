@@ -130,6 +130,7 @@ class Clock:
             "mode": f"windows of {self.job.steps} steps" if self.job.steps else "whole epochs",
             "epoch_s": statistics.median(epochs),
             "epoch_s_each": epochs,
+            "epochs": len(self.epochs),
             "steps_per_epoch": steps_per_epoch,
             "peak_rss_mb": peak_rss_mb(),
         }
@@ -138,7 +139,8 @@ class Clock:
 def peak_rss_mb() -> float:
     """Return the largest resident memory so far, in MiB: of this process, plus its largest child."""
     kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return sum(resource.getrusage(kind).ru_maxrss for kind in kinds) / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+    unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
+    return sum(resource.getrusage(kind).ru_maxrss for kind in kinds) / unit
 
 
 def time_ranking(rank: Callable[[], object], users: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ cross-entropy over the whole catalogue and BPR, but no sampled softmax. Historie
 so no target of a long history is lost.
 """
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -75,11 +76,10 @@ def main() -> None:
 
     trainer = TimedTrainer(config, model)
     trainer.optimizer.register_step_post_hook(after_step)
-    try:
+    with contextlib.suppress(Done):
         trainer.fit(train_data, None, verbose=False, saved=False)
-    except Done:
-        pass
     result = clock.figures(len(train_data))
+    result["train_targets"] = len(train_data.dataset)
     result["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     users = dataset.token2id("user_id", [str(user) for user in range(len(sequences))])
     item_of = np.array([-1, *(int(token) for token in dataset.field2id_token["item_id"][1:])])  # 0 is padding

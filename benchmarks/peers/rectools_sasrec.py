@@ -67,6 +67,7 @@ def main() -> None:
     )  # fmt: skip
     model.fit(training)
     result = clock.figures(len(model.data_preparator.get_dataloader_train()))
+    result["train_targets"] = len(model.data_preparator.train_dataset.interactions.df) - len(users)
     result["parameters"] = sum(parameter.numel() for parameter in model.torch_model.parameters())
 
     def best(dataset: Dataset) -> pd.DataFrame:
@@ -81,9 +82,8 @@ def main() -> None:
     if job.rank:
         result |= time_ranking(lambda: best(histories), len(users))
     if job.quality:
-        result |= named(
-            metrics(training, [items[-2] for items in sequences]), metrics(histories, [items[-1] for items in sequences])
-        )
+        valid = metrics(training, [items[-2] for items in sequences])
+        result |= named(valid, metrics(histories, [items[-1] for items in sequences]))
     answer(job, result, ("rectools", "torch", "pytorch-lightning", "numpy", "pandas"))
 
 

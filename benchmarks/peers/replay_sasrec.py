@@ -53,23 +53,21 @@ def main() -> None:
     lightning.seed_everything(job.seed)
     sequences = read_sequences(job.sequences)
     n_items = 1 + max(max(items) for items in sequences)
-    schema = TensorSchema(
-        TensorFeatureInfo(
-            ITEM, is_seq=True, feature_type=FeatureType.CATEGORICAL, embedding_dim=job.width, padding_value=n_items,
-            cardinality=n_items, feature_hint=FeatureHint.ITEM_ID,
-            feature_sources=[TensorFeatureSource(FeatureSource.INTERACTIONS, ITEM)],
-        )  # fmt: skip
-    )
+    feature = TensorFeatureInfo(
+        ITEM, is_seq=True, feature_type=FeatureType.CATEGORICAL, embedding_dim=job.width, padding_value=n_items,
+        cardinality=n_items, feature_hint=FeatureHint.ITEM_ID,
+        feature_sources=[TensorFeatureSource(FeatureSource.INTERACTIONS, ITEM)],
+    )  # fmt: skip
+    schema = TensorSchema(feature)
     transforms = make_default_sasrec_transforms(schema)
     model = SasRec.from_params(
         schema, embedding_dim=job.width, num_heads=job.heads, num_blocks=job.blocks, max_sequence_length=job.max_length,
         dropout=job.dropout, hidden_dim=job.inner_size,
     )  # fmt: skip
-    if job.loss == "sampled_softmax":
-        transforms["train"].append(UniformNegativeSamplingTransform(n_items, job.negatives))
-    elif job.options["targets_only"]:
-        transforms["train"].append(WholeCatalogue(n_items))
-    if len(transforms["train"]) > len(make_default_sasrec_transforms(schema)["train"]):
+    if job.loss == "sampled_softmax" or job.options["targets_only"]:
+        sampled = job.loss == "sampled_softmax"
+        others = UniformNegativeSamplingTransform(n_items, job.negatives) if sampled else WholeCatalogue(n_items)
+        transforms["train"].append(others)
         model = SasRec(model.body, CESampled())
     if job.options["bucket"]:
         model.body.encoder = LengthBucketedQueryEncoder(model.body.encoder, job.options["bucket"])
@@ -100,6 +98,7 @@ def main() -> None:
     )
     trainer.fit(module, data([items[:-2] for items in sequences], "train", job.batch_size))
     result = clock.figures(-(-len(sequences) // job.batch_size))
+    result["train_targets"] = sum(min(len(items) - 3, job.max_length) for items in sequences)
     result["parameters"] = sum(parameter.numel() for parameter in model.parameters())
 
     def best(histories: ParquetModule) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

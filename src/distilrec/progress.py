@@ -1,5 +1,6 @@
 """Progress for people: a bar on a terminal, a line now and then where there is none (logs, CI)."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -12,9 +13,15 @@ console = Console(stderr=True, highlight=False, soft_wrap=True, width=None if sy
 _SECONDS_BETWEEN_LINES = 10.0
 
 
+def first_process() -> bool:
+    """Whether this is the only process, or the first of those that `torchrun` started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def say(message: str) -> None:
-    """Print one line for the user, on standard error, without markup."""
-    console.print(message, markup=False)
+    """Print one line for the user, on standard error, without markup; the first of several processes speaks for all."""
+    if first_process():
+        console.print(message, markup=False)
 
 
 class Bar:
@@ -49,7 +56,7 @@ def bar(label: str, total: int | None = None) -> Iterator[Bar]:
         label: what is being done.
         total: number of steps, or None where it is not known beforehand.
     """
-    if not (console.is_terminal and sys.stderr.isatty()):
+    if not (console.is_terminal and sys.stderr.isatty() and first_process()):
         yield Bar(label, total, None)
         return
     columns = (

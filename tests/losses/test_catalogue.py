@@ -198,3 +198,23 @@ def test_a_target_of_no_probability_still_has_its_loss() -> None:
     (found,) = torch.autograd.grad(value, states)
     (wanted,) = torch.autograd.grad(expected, states)
     torch.testing.assert_close(found, wanted)
+
+
+def test_in_bfloat16_it_is_nearly_the_same() -> None:
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(50, 16, generator=generator, requires_grad=True)
+    table = torch.randn(300, 16, generator=generator, requires_grad=True)
+    items = torch.randint(300, (50, 3), generator=generator)
+    weights = torch.rand(50, 3, generator=generator)
+    found, wanted = (
+        weighted_cross_entropy(states, table, items, weights, dtype=dtype, chunk_elements=7 * 300)[0]
+        for dtype in (torch.bfloat16, None)
+    )
+    assert found.dtype == torch.float32
+    assert abs(found.item() / wanted.item() - 1) < 0.01
+    for near, exact in zip(
+        torch.autograd.grad(found, (states, table)), torch.autograd.grad(wanted, (states, table)), strict=True
+    ):
+        assert near.dtype == torch.float32
+        assert (near - exact).norm() / exact.norm() < 0.02
+        assert not torch.equal(near, exact)

@@ -22,12 +22,20 @@ _SURE = 1e-30  # a probability above it has all its digits
 class _WeightedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, table: Tensor, items: Tensor, weights: Tensor | None, weigh: Weigh | None, chunk: int
+        ctx: Any,
+        states: Tensor,
+        table: Tensor,
+        items: Tensor,
+        weights: Tensor | None,
+        weigh: Weigh | None,
+        chunk: int,
+        dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
         total, n_items = len(states), len(table)
         grad_states = torch.empty_like(states)
         grad_table = torch.zeros_like(table)
         by_column = states.new_zeros(items.shape[1], dtype=torch.float64)
+        states, table = states.to(dtype), table.to(dtype)
         buffer = states.new_empty(min(chunk, total), n_items)
         for first in range(0, total, chunk):
             rows = slice(first, min(first + chunk, total))
@@ -38,20 +46,25 @@ class _WeightedCrossEntropy(torch.autograd.Function):
             else:
                 weight = torch.ones_like(picked) if weights is None else weights[rows]
             whole = _softmax_in_place(logits, picked, items[rows], states[rows], table)  # [t, 1]
+            picked = picked.to(whole.dtype)
             by_column += (weight * (whole - picked)).sum(dim=0, dtype=torch.float64)
             if weigh is not None or weights is not None:
                 logits.mul_(weight.sum(dim=1, keepdim=True))
-            logits.scatter_add_(1, items[rows], -weight)
-            torch.mm(logits, table, out=grad_states[rows])
-            grad_table.addmm_(logits.T, states[rows])
+            logits.scatter_add_(1, items[rows], -weight.to(dtype))
+            if grad_states.dtype == dtype == grad_table.dtype:
+                torch.mm(logits, table, out=grad_states[rows])
+                grad_table.addmm_(logits.T, states[rows])
+            else:
+                grad_states[rows] = logits @ table
+                grad_table += logits.T @ states[rows]
         ctx.save_for_backward(grad_states.div_(total), grad_table.div_(total))
-        parts = (by_column / total).to(states.dtype)
+        parts = (by_column / total).to(grad_table.dtype)
         ctx.mark_non_differentiable(parts)
         return parts.sum(), parts
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _parts: Tensor) -> tuple[Tensor | None, ...]:
-        return *scaled(ctx.saved_tensors, grad), None, None, None, None, None
+        return *scaled(ctx.saved_tensors, grad), None, None, None, None, None, None
 
 
 def scaled(gradients: tuple[Tensor, ...], grad: Tensor) -> list[Tensor]:
@@ -70,12 +83,13 @@ def _softmax_in_place(logits: Tensor, picked: Tensor, items: Tensor, states: Ten
     best, place = picked.max(dim=1, keepdim=True)  # [t, 1]
     at = items.gather(1, place)
     torch.softmax(logits, dim=1, out=logits)
-    share = logits.gather(1, at)
-    whole = best - share.log()
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    share = logits.gather(1, at).to(wide)
+    whole = best.to(wide) - share.log()
     lost = ~(share > _SURE)[:, 0]
     if lost.any():
         likely, top = logits[lost].max(dim=1)
-        whole[lost] = ((states[lost] * table[top]).sum(dim=1) - likely.log())[:, None]
+        whole[lost] = ((states[lost] * table[top]).sum(dim=1) - likely.log())[:, None].to(whole.dtype)
     return whole
 
 
@@ -87,6 +101,7 @@ def weighted_cross_entropy(
     *,
     weigh: Weigh | None = None,
     chunk_elements: int = CHUNK_ELEMENTS,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy over the catalogue for several weighted targets per state.
 
@@ -98,6 +113,7 @@ def weighted_cross_entropy(
         weigh: called as weigh(logits [t, N], logits of the items [t, M], rows) -> weights [t, M] of a chunk, where weights depend
             on the scores; no gradient flows through it, and it must not change the logits.
         chunk_elements: at most this many logits exist at a time.
+        dtype: of the logits and the products around them; the table's own by default. Sums over chunks keep the table's.
 
     Returns:
         The loss (with gradients for states and table), and its share per column m, [M], without gradient.
@@ -105,11 +121,19 @@ def weighted_cross_entropy(
     if len(states) == 0:
         raise ValueError("no states to compute a loss for")
     chunk = max(1, chunk_elements // len(table))
-    loss, parts = _WeightedCrossEntropy.apply(states, table, items, weights, weigh, chunk)
+    with torch.autocast(states.device.type, enabled=False):
+        loss, parts = _WeightedCrossEntropy.apply(states, table, items, weights, weigh, chunk, dtype or table.dtype)
     return loss, parts
 
 
-def cross_entropy(states: Tensor, table: Tensor, targets: Tensor, *, chunk_elements: int = CHUNK_ELEMENTS) -> Tensor:
+def cross_entropy(
+    states: Tensor,
+    table: Tensor,
+    targets: Tensor,
+    *,
+    chunk_elements: int = CHUNK_ELEMENTS,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
     """Mean cross-entropy of the targets ([T] int64) over the catalogue, chunked."""
-    loss, _ = weighted_cross_entropy(states, table, targets[:, None], None, chunk_elements=chunk_elements)
+    loss, _ = weighted_cross_entropy(states, table, targets[:, None], None, chunk_elements=chunk_elements, dtype=dtype)
     return loss

@@ -21,12 +21,13 @@ class Objective:
     Args:
         settings: its `name` must be set.
         popularity: [N] number of training interactions of each item.
+        dtype: of the logits over the catalogue and the products around them; the table's own by default.
     """
 
-    def __init__(self, settings: LossSettings, popularity: Tensor) -> None:
+    def __init__(self, settings: LossSettings, popularity: Tensor, dtype: torch.dtype | None = None) -> None:
         if settings.name is None:
             raise ValueError("the loss has no name yet: the student's default must be put in first")
-        self.settings = settings
+        self.settings, self.dtype = settings, dtype
         self.n_items = len(popularity)
         self._sampler = Sampler(settings, popularity)
         self._propensity = propensities(popularity)
@@ -53,10 +54,10 @@ class Objective:
         """
         settings = self.settings
         if settings.name == "ce":
-            return {"target": cross_entropy(states, table, batch.targets)}
+            return {"target": cross_entropy(states, table, batch.targets, dtype=self.dtype)}
         if settings.name == "dro":
             base = (
-                cross_entropy(states, table, batch.targets)
+                cross_entropy(states, table, batch.targets, dtype=self.dtype)
                 if settings.base == "ce"
                 else self._sampled(settings.base, batch, states, table)
             )

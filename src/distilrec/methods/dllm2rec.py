@@ -93,7 +93,8 @@ class DLLM2Rec(Method):
             part = part / part.sum(dim=1, keepdim=True).clamp_min(1e-12)
             return torch.cat([torch.ones_like(part[:, :1]), share[rows] * part], dim=1)
 
-        total, parts = weighted_cross_entropy(states, table, every, weights, weigh=weigh)
+        dtype = self.objective.dtype if self.objective is not None else None
+        total, parts = weighted_cross_entropy(states, table, every, weights, weigh=weigh, dtype=dtype)
         ranking = parts[1:].sum()
         found = {"target": total - ranking, "ranking": ranking}  # the gradient of both flows through the first
         return found | (self.objective.further(batch, states, table) if self.objective is not None else {})

@@ -1,7 +1,7 @@
 """A run: data -> plain student -> teacher -> knowledge -> distilled student -> evaluation, each stage on demand."""
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +25,7 @@ from distilrec.methods import METHODS
 from distilrec.methods.base import Method
 from distilrec.pipeline.evaluate import Entry, evaluate
 from distilrec.pipeline.stage import Stage, stage
-from distilrec.progress import say
+from distilrec.progress import first_process, say
 from distilrec.students import STUDENTS
 from distilrec.students.base import Student, load_student, save_student
 from distilrec.teachers import TEACHERS
@@ -70,10 +70,14 @@ class Pipeline:
 
     def lock(self) -> AbstractContextManager[None]:
         """Hold the run's folder, so that no other process works in it."""
+        if not first_process():  # of those that torchrun started, the first holds it for all
+            return nullcontext()
         return locked(self.root / ".lock", "this run")
 
-    def _stage(self, name: str, inputs: dict[str, Any], work: Callable[[Path, str], None]) -> Stage:
-        done = stage(self.root, name, {"seed": self.config.seed, **inputs}, work)
+    def _stage(
+        self, name: str, inputs: dict[str, Any], work: Callable[[Path, str], None], *, together: bool = False
+    ) -> Stage:
+        done = stage(self.root, name, {"seed": self.config.seed, **inputs}, work, together=together)
         self.stages[name] = done
         write_json(self.root / "config.json", self.config.model_dump(mode="json"))
         return done
@@ -133,9 +137,10 @@ class Pipeline:
         def work(folder: Path, key: str) -> None:
             student, outcome = self.fit_student(training, kind, knowledge, folder, label=f"train {name}", identity=key)
             say_fit(outcome, training)
-            save_student(student, folder / _MODEL)
+            if first_process():
+                save_student(student, folder / _MODEL)
 
-        done = self._stage(name, {**self.student_inputs(training), **inputs}, work)
+        done = self._stage(name, {**self.student_inputs(training), **inputs}, work, together=True)
         return load_student(done.folder / _MODEL, STUDENTS)
 
     def student_inputs(self, training: TrainSettings) -> dict[str, Any]:
@@ -238,9 +243,10 @@ class Pipeline:
             task = Task(teacher, dataset, training, seed=self.config.seed, validate=self._validate)
             outcome = fit(task, training, folder, label="train teacher", identity=key, seed=self.config.seed)
             say_fit(outcome, training)
-            teacher.save(folder, llm_identity(self.llm))
+            if first_process():
+                teacher.save(folder, llm_identity(self.llm))
 
-        done = self._stage("teacher", inputs, work)
+        done = self._stage("teacher", inputs, work, together=True)
         return load_e4srec(done.folder, self.llm)
 
     @cached_property

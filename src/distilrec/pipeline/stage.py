@@ -10,9 +10,10 @@ from typing import Any
 
 from distilrec import __version__
 from distilrec.files import hash_json, read_json, write_json
-from distilrec.progress import say
+from distilrec.progress import first_process, say
 
 _MARK = "stage.json"
+_POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +37,12 @@ class Stage:
     peak_rss_mb: float
 
 
-def stage(root: Path, name: str, inputs: dict[str, Any], work: Callable[[Path, str], None]) -> Stage:
+def stage(
+    root: Path, name: str, inputs: dict[str, Any], work: Callable[[Path, str], None], *, together: bool = False
+) -> Stage:
     """Do `work` in its folder under `root`, unless it was done before with the same inputs.
+
+    Of several processes (torchrun) the first does it and the others wait, unless they work `together`, as in training.
 
     Args:
         root: the run's folder.
@@ -48,6 +53,12 @@ def stage(root: Path, name: str, inputs: dict[str, Any], work: Callable[[Path, s
     key = hash_json({"stage": name, "version": __version__, **inputs})
     folder = root / f"{name}-{key[:10]}"
     mark = folder / _MARK
+    if not first_process():
+        if together and not mark.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            work(folder, key)
+        while not mark.exists():
+            time.sleep(_POLL_SECONDS)
     if mark.exists():
         found = read_json(mark)
         say(f"{name}: done before ({found['seconds']:.1f} s), kept in {folder}")

@@ -44,7 +44,7 @@ class Baseline(ABC):
 
     name: ClassVar[str]
     Settings: ClassVar[type[Settings]]
-    shapes: ClassVar[dict[str, torch.dtype]]  # the tensors it is made of
+    dtypes: ClassVar[dict[str, torch.dtype]]  # the tensors it is made of
 
     def __init__(self, settings: Any, tensors: Mapping[str, Tensor]) -> None:
         self.settings = settings
@@ -93,7 +93,7 @@ class Baseline(ABC):
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            if metadata["baseline"] != cls.name or {name: t.dtype for name, t in tensors.items()} != cls.shapes:
+            if metadata["baseline"] != cls.name or {name: t.dtype for name, t in tensors.items()} != cls.dtypes:
                 raise ValueError(f"it holds {metadata['baseline']}: {', '.join(sorted(tensors)) or 'nothing'}")
             settings = cls.Settings.model_validate_json(metadata["settings"])
         except (OSError, SafetensorError, KeyError, ValueError) as error:
@@ -111,7 +111,7 @@ class Popularity(Baseline):
 
     name = "popularity"
     Settings = PopularitySettings
-    shapes: ClassVar = {"popularity": torch.int64}
+    dtypes: ClassVar = {"popularity": torch.int64}
 
     @classmethod
     def fit(cls, dataset: Dataset, settings: PopularitySettings) -> Self:
@@ -147,7 +147,7 @@ class TransitionGraph(Baseline):
     name = "transition_graph"
     Settings = TransitionGraphSettings
     settings: TransitionGraphSettings
-    shapes: ClassVar = {
+    dtypes: ClassVar = {
         "popularity": torch.int64, "starts": torch.int64, "neighbours": torch.int32, "weights": torch.float32,
     }  # fmt: skip
 

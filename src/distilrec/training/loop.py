@@ -73,11 +73,12 @@ def fit(
         TrainingError: the loss is not a number.
         FingerprintError: see `load_checkpoint`.
     """
-    accelerator = Accelerator(mixed_precision=_precision(settings))
+    accelerator = Accelerator(mixed_precision=_precision(settings), cpu=not torch.cuda.is_available())
     on_cpu = accelerator.device.type == "cpu"
     torch.use_deterministic_algorithms(on_cpu, warn_only=True)  # sums in a fixed order, also over several threads
     torch.manual_seed(seed + accelerator.process_index)
     task.share = (accelerator.process_index, accelerator.num_processes)
+    task.by_rows = task.by_rows and accelerator.num_processes == 1  # processes exchange whole gradients
     optimizer = RowAdamW(
         task.parameter_groups(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
@@ -104,9 +105,9 @@ def fit(
 
 
 def _precision(settings: TrainSettings) -> str:
-    if settings.precision == "auto":
-        return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
-    return "bf16" if settings.precision == "bfloat16" else "no"
+    """Return accelerate's word for it. On a CPU the layers stay in float32, whatever the catalogue is scored in."""
+    capable = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return "bf16" if capable and settings.precision != "float32" else "no"
 
 
 def load_fit(folder: Path) -> Fit:

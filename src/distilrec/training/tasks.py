@@ -64,7 +64,8 @@ class Task(nn.Module):
         self.dataset, self.settings, self.seed = dataset, settings, seed
         self._validate = validate
         name = settings.loss.name or getattr(model, "default_loss", "ce")
-        self.objective = Objective(settings.loss.model_copy(update={"name": name}), _counts(dataset))
+        loss, dtype = settings.loss.model_copy(update={"name": name}), _logits_dtype(settings)
+        self.objective = Objective(loss, _counts(dataset), dtype)
         self.by_rows = self._can_use_rows()
         if method is not None:
             method.objective = self.objective
@@ -125,6 +126,13 @@ class Task(nn.Module):
         measures = self._validate(self.model)
         self.train()
         return measures
+
+
+def _logits_dtype(settings: TrainSettings) -> torch.dtype | None:
+    """Return what to score the catalogue in: bfloat16 where asked for, and on a GPU that has it unless told otherwise."""
+    wanted = settings.precision == "bfloat16"
+    fast = settings.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if wanted or fast else None
 
 
 def _counts(dataset: Dataset) -> Tensor:
