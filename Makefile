@@ -1,4 +1,5 @@
 # make demo: set up and run the main job.  make test: set up and run the tests.
+# make bench: speed and memory of training beside other libraries, each in an environment of its own (4.5 GB, see benchmarks/training.py).
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -20,6 +21,9 @@ format: $(VENV)/.ready-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+bench: $(VENV)/.ready
+	$(BIN)/python benchmarks/training.py --steps 20
+
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Error: Python 3.11 or newer is needed, $(PYTHON) is older. Name another with: make demo PYTHON=python3.12"; exit 2; }
@@ -34,4 +38,4 @@ $(VENV)/.ready-dev: $(VENV)/.ready
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .bench runs build dist .mypy_cache .ruff_cache .pytest_cache

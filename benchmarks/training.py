@@ -138,7 +138,12 @@ def parse_args() -> argparse.Namespace:
     add("--only", nargs="+", choices=TOOLS, default=list(TOOLS), help="measure these, keep what is known of the others")
     add("--environments", type=Path, default=HERE.parent / ".bench")
     add("--out", type=Path, default=HERE.parent / "results/training_speed.json")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    shown = ("steps", "quality_epochs", "batch_size", "sampled_batch_size", "negatives", "users", "seed")
+    changed = {name: getattr(arguments, name) for name in shown if getattr(arguments, name) != parser.get_default(name)}
+    options = [f" --{name.replace('_', '-')} {value}" for name, value in changed.items()]
+    arguments.command = "python benchmarks/training.py" + "".join(options)
+    return arguments
 
 
 def plan(arguments: argparse.Namespace) -> list[tuple[str, list[dict[str, Any]]]]:
@@ -227,7 +232,7 @@ def environment(tool: str, folder: Path) -> Path:
     if not (marker.exists() and marker.read_text(encoding="utf-8") == wanted):
         log(f"{tool}: installing {', '.join(packages)}")
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(target)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", TORCH, *packages], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "-qq", TORCH, *packages], check=True)
         marker.write_text(wanted, encoding="utf-8")
     return python
 
@@ -254,7 +259,7 @@ def execute(
             log(f"{tool}, {run}: {error}\n{str(error.stderr)[-3000:]}")
             return None
         outcome: dict[str, Any] = json.loads((folder / "answer.json").read_text(encoding="utf-8"))
-    outcome = run | {"load_before": round(load, 2)} | outcome
+    outcome = run | {"command": arguments.command, "load_before": round(load, 2)} | outcome
     log(
         f"{tool}, {run['loss']}, {run['variant']}, allocator {run['allocator']}: {outcome['epoch_s']:.1f} s an epoch, "
         f"peak {outcome['peak_rss_mb']:.0f} MiB"
@@ -281,6 +286,7 @@ def kind(run: dict[str, Any]) -> tuple[Any, ...]:
 def summary(arguments: argparse.Namespace, protocol: dict[str, Any], raw: dict[str, Path]) -> dict[str, Any]:
     """Return the published figures of all tools that were measured under this protocol."""
     tools: dict[str, Any] = {}
+    commands: dict[str, None] = {}
     for tool, path in raw.items():
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"protocol": protocol, "runs": []}
         if known["protocol"] != protocol:
@@ -288,6 +294,7 @@ def summary(arguments: argparse.Namespace, protocol: dict[str, Any], raw: dict[s
             continue
         if known["runs"]:
             tools[tool] = figures(known["runs"])
+            commands |= dict.fromkeys(run["command"] for run in known["runs"])
     earlier = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.out.exists() else {}
     return {
         arguments.name: tools,
@@ -295,7 +302,7 @@ def summary(arguments: argparse.Namespace, protocol: dict[str, Any], raw: dict[s
         "floor_ratio": earlier.get("floor_ratio"),
         "protocol": protocol,
         "machine": machine() | {"threads": arguments.threads},
-        "command": "python benchmarks/training.py " + command(arguments),
+        "command": "; ".join(commands),
     }
 
 
@@ -304,9 +311,10 @@ def figures(runs: list[dict[str, Any]]) -> dict[str, Any]:
     ours = "distilrec" in runs[0]["versions"]
     ranking = [run["rank_users_per_s"] for run in runs if "rank_users_per_s" in run]
     quality = next((run for run in runs if run["quality"]), {})
+    timed = [run for run in runs if not (run["quality"] and run["epochs"] == 1)]  # the first epoch is a warm-up
     return {
-        **speed([run for run in runs if run["loss"] == CE], "", max if ours else min),
-        **speed([run for run in runs if run["loss"] == SAMPLED], "sampled_", max if ours else min),
+        **speed([run for run in timed if run["loss"] == CE], "", max if ours else min),
+        **speed([run for run in timed if run["loss"] == SAMPLED], "sampled_", max if ours else min),
         "rank_users_per_s": None if not ranking else statistics.median(ranking) if ours else max(ranking),
         "quality_epochs": quality.get("epochs"),
         **{name: quality.get(name) for name in ("hr@10", "ndcg@10", "valid_ndcg@10")},
@@ -364,13 +372,6 @@ def machine() -> dict[str, Any]:
         "memory_gib": round(memory),
         "system": f"{platform.system()}, {' '.join(platform.libc_ver())}",
     }
-
-
-def command(arguments: argparse.Namespace) -> str:
-    """Return the options that matter, without paths."""
-    wanted = ("steps", "quality_epochs", "batch_size", "sampled_batch_size", "negatives", "seed", "users")
-    values = {name: getattr(arguments, name) for name in wanted}
-    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in values.items() if value)
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
