@@ -95,11 +95,16 @@ class DataSettings(Settings):
 
 
 class Choice(BaseModel):
-    """A named thing and its own settings, still unchecked: `{name: sasrec, hidden_size: 64}`."""
+    """A named thing and its own settings, still unchecked: `{name: sasrec, hidden_size: 64}`, or the name alone."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
     name: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
 
     def settings(self) -> dict[str, Any]:
         """Return everything but the name."""
@@ -151,10 +156,11 @@ class TrainSettings(Settings):
     weights of the last step, whose quality jumps from epoch to epoch where validation examples are few.
     `validate_users`: validate on so many examples, the same ones each time; all if not set.
     `lazy_rows`: touch only the rows of the item table that a batch needs, in the optimiser too (momentum of the others
-    waits); null means where the loss samples its negatives. `precision`: `auto` is bfloat16 on a GPU that has it, else float32;
-    `bfloat16` on a CPU scores the catalogue of `ce` in it and leaves the layers in float32: more than twice as fast where the
-    processor multiplies it in hardware. `compile`: torch.compile the student, on a GPU. `refit`: once the best number of epochs is known, train
-    again for as many on training and validation targets together; such figures are reported apart.
+    waits); null means where the loss samples its negatives.
+    `precision`: `auto` is bfloat16 on a GPU that has it, else float32; `bfloat16` on a CPU scores the catalogue of `ce` in
+    it and leaves the layers in float32: more than twice as fast where the processor multiplies it in hardware.
+    `compile`: torch.compile the student. `refit`: once the best number of epochs is known, train again for as many on
+    training and validation targets together; such figures are reported apart.
     """
 
     loss: LossSettings = LossSettings()

@@ -15,6 +15,7 @@ import pytest
 from distilrec.cli import stages
 from distilrec.data.dataset import open_dataset
 from distilrec.files import locked
+from distilrec.students import STUDENTS
 
 Cli = Callable[..., Any]
 Done = Any  # see conftest.py
@@ -175,9 +176,19 @@ def test_a_setting_out_of_range(cli: Cli, log: Path, titles: Path, word: str, ke
 
 @pytest.mark.parametrize("what", ["student", "teacher", "method"])
 def test_an_unknown_name(cli: Cli, log: Path, titles: Path, what: str) -> None:
-    known = {"student": "sasrec, gru4rec", "teacher": "e4srec", "method": "dllm2rec"}[what]
+    known = {"student": ", ".join(STUDENTS), "teacher": "e4srec", "method": "dllm2rec"}[what]
     done = cli("prepare", "--interactions", log, "--items", titles, f"{what}.name=nope")
     check(done, f"unknown {what} 'nope'. Known: ", known)
+
+
+def test_a_name_alone_will_do(cli: Cli, log: Path, titles: Path) -> None:
+    done = cli("prepare", "--interactions", log, "--items", titles, "student=nope")
+    check(done, "unknown student 'nope'. Known: ", "sasrec")
+
+
+def test_a_loss_that_the_method_cannot_use(cli: Cli, log: Path, titles: Path) -> None:
+    done = cli("prepare", "--interactions", log, "--items", titles, "method=dllm2rec", "train.loss.name=bpr")
+    check(done, "the method dllm2rec does not work with the loss bpr", "distil.loss.name", "ce, dro")
 
 
 def test_an_unknown_data_set(cli: Cli) -> None:

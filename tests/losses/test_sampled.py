@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from distilrec.config import LossSettings
-from distilrec.data.batching import Batch, Negatives
+from distilrec.data.batching import Batch
 from distilrec.losses.catalogue import cross_entropy
 from distilrec.losses.dro import dro, propensities
 from distilrec.losses.negatives import Sampler, hidden
 from distilrec.losses.objective import Objective, only_needed_rows
-from distilrec.losses.sampled import bce, bpr, gbce, sampled_softmax
+from distilrec.losses.sampled import bce, bpr, gbce, sampled_softmax, shared_sampled_softmax
 
 POSITIVE = torch.tensor([1.0, -0.5], dtype=torch.float64)
 NEGATIVE = torch.tensor([[0.0, 2.0, -1.0], [0.5, 0.5, 3.0]], dtype=torch.float64)
@@ -62,6 +62,26 @@ def test_log_q_by_hand() -> None:
         expected += math.log(math.exp(target) + sum(map(math.exp, others))) - target
     value = sampled_softmax(POSITIVE, NEGATIVE, HIDDEN, log_q_positive=own, log_q_negative=log_q)
     assert value.item() == pytest.approx(expected / 2, abs=1e-12)
+
+
+@pytest.mark.parametrize("corrected", [True, False])
+def test_shared_softmax_is_the_plain_one(corrected: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    states, table = (torch.randn(n, 5, generator=generator, dtype=torch.float64, requires_grad=True) for n in (6, 20))
+    targets, items = torch.tensor([1, 4, 4, 19, 0, 7]), torch.tensor([4, 4, 2, 0, 11])
+    unfit = items == targets[:, None]
+    unfit[5] = True  # nothing to compare with
+    log_q = torch.randn(20, generator=generator, dtype=torch.float64)
+    own, others = (log_q[targets], log_q[items]) if corrected else (None, None)
+    plain = sampled_softmax(
+        (states * table[targets]).sum(dim=1), states @ table[items].T, unfit, log_q_positive=own, log_q_negative=others
+    )
+    fused = shared_sampled_softmax(states, table, targets, items, unfit, log_q_positive=own, log_q_negative=others)
+    torch.testing.assert_close(fused, plain)
+    for found, wanted in zip(
+        torch.autograd.grad(3 * fused, (states, table)), torch.autograd.grad(3 * plain, (states, table)), strict=True
+    ):
+        torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.parametrize("loss", [sampled_softmax, bce, bpr])

@@ -106,7 +106,7 @@ def test_results_have_the_agreed_shape(finished: tuple[Path, dict[str, Any]]) ->
     assert len(results["dataset"]["fingerprint"]) == 64
     assert [row["role"] for row in results["rows"]] == ["student", "teacher", "distilled"]
     assert results["rows"][2]["model"] == "sasrec + dllm2rec"
-    names = {f"{kind}@{k}" for kind in ("hr", "ndcg", "mrr") for k in (1, 5, 10)}
+    names = {f"{kind}@{k}" for kind in ("hr", "ndcg", "mrr", "recall", "map") for k in (1, 5, 10)}
     for row in results["rows"]:
         assert set(row["metrics"]) == set(row["ci95"]) == names
         for name in names:

@@ -18,10 +18,25 @@ def test_torchrun_with_two_processes(loss: str, tmp_path: Path) -> None:
     log.write_text("".join(f"u{u} " + " ".join(f"i{(u + n) % 20:02d}" for n in range(12)) + "\n" for u in range(40)))
     words = [
         *("data.filters={duplicates: none, k_core_user: 1, k_core_item: 1}", f"train.loss={loss}"),
-        *("train.epochs=25", "train.learning_rate=0.01", "train.batch_tokens=100", "train.average=0", "train.clip_norm=5"),
+        *(
+            "train.epochs=25",
+            "train.learning_rate=0.01",
+            "train.batch_tokens=100",
+            "train.average=0",
+            "train.clip_norm=5",
+        ),
         *("student.hidden_size=16", "student.dropout=0.1", "threads=1"),
     ]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "distilrec"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "distilrec",
+    ]
     done = subprocess.run(
         [*command, "train", "--name", "two", "--interactions", str(log), *words, "--out", str(tmp_path / "runs")],
         capture_output=True,

@@ -33,7 +33,9 @@ class _DRO(torch.autograd.Function):
             rows = slice(first, min(first + chunk, total))
             scores = states[rows] @ table.T
             wanted = targets[rows, None]
-            scores.scatter_add_(1, wanted, -torch.ones_like(wanted, dtype=scores.dtype))  # distance from 1 for the target
+            scores.scatter_add_(
+                1, wanted, -torch.ones_like(wanted, dtype=scores.dtype)
+            )  # distance from 1 for the target
             exponents = scores.square().mul_(scale)
             top = exponents.amax(dim=1, keepdim=True)
             exponents.sub_(top).exp_()

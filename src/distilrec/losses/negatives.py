@@ -33,13 +33,17 @@ class Sampler:
         settings = self.settings
         if settings.sampling == "in_batch":
             count = settings.negatives or len(targets)
-            chosen = targets if count >= len(targets) else targets[torch.randperm(len(targets))[:count].to(targets.device)]
+            chosen = (
+                targets if count >= len(targets) else targets[torch.randperm(len(targets))[:count].to(targets.device)]
+            )
             return self._described(chosen, targets, len(chosen))
         shape = (settings.negatives,) if settings.shared else (len(targets), settings.negatives)
         if self._uniform:
             items = torch.randint(self._n_items, shape)
         else:
-            items = torch.searchsorted(self._bounds, torch.rand(shape, dtype=torch.float64)).clamp_max(self._n_items - 1)
+            items = torch.searchsorted(self._bounds, torch.rand(shape, dtype=torch.float64)).clamp_max(
+                self._n_items - 1
+            )
         return self._described(items.to(targets.device), targets, settings.negatives)
 
     def _described(self, items: Tensor, targets: Tensor, count: int) -> Negatives:

@@ -10,7 +10,7 @@ from distilrec.data.batching import Batch, Negatives
 from distilrec.losses.catalogue import cross_entropy
 from distilrec.losses.dro import dro, propensities
 from distilrec.losses.negatives import Sampler, hidden
-from distilrec.losses.sampled import bce, bpr, gbce, sampled_softmax
+from distilrec.losses.sampled import bce, bpr, gbce, sampled_softmax, shared_sampled_softmax
 
 WHOLE_CATALOGUE = frozenset({"ce", "dro"})
 
@@ -76,18 +76,18 @@ class Objective:
         drawn = batch.negatives
         if drawn is None:
             raise ValueError(f"the loss {name} needs negatives")
+        unfit = hidden(drawn.items, batch, exclude_history=self.settings.exclude_history)
+        own_q = drawn.log_q_targets if self.settings.log_q == "all" else None
+        log_q = drawn.log_q if self.settings.log_q != "none" else None
+        if name == "sampled_softmax" and drawn.items.dim() == 1:
+            items = drawn.items
+            return shared_sampled_softmax(
+                states, table, batch.targets, items, unfit, log_q_positive=own_q, log_q_negative=log_q
+            )
         positive = (states * table[batch.targets]).sum(dim=1)  # [T]
         negative = score(states, table, drawn.items)  # [T, n]
-        unfit = hidden(drawn.items, batch, exclude_history=self.settings.exclude_history)
         if name == "sampled_softmax":
-            kind = self.settings.log_q
-            return sampled_softmax(
-                positive,
-                negative,
-                unfit,
-                log_q_positive=drawn.log_q_targets if kind == "all" else None,
-                log_q_negative=drawn.log_q if kind != "none" else None,
-            )
+            return sampled_softmax(positive, negative, unfit, log_q_positive=own_q, log_q_negative=log_q)
         if name == "gbce":
             return gbce(positive, negative, unfit, n_items=self.n_items, calibration=self.settings.calibration)
         return (bce if name == "bce" else bpr)(positive, negative, unfit)

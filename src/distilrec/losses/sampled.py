@@ -11,9 +11,13 @@ With y the target's score, z_j those of its negatives (j = 1..n) and sigma the l
 A negative may be hidden (it is the target itself, or stands in the history): it has no part in the loss, nor in n.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from distilrec.losses.catalogue import scaled
 
 
 def sampled_softmax(
@@ -40,6 +44,73 @@ def sampled_softmax(
     if hidden is not None:
         negative = negative.masked_fill(hidden, -torch.inf)
     return (torch.logaddexp(positive, negative.logsumexp(dim=1)) - positive).mean()
+
+
+class _SharedSoftmax(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: Tensor,
+        table: Tensor,
+        targets: Tensor,
+        negatives: Tensor,
+        hidden: Tensor,
+        log_q_positive: Tensor | None,
+        log_q_negative: Tensor | None,
+    ) -> Tensor:
+        """Form loss and both gradients in one go; no two of the [T, n] numbers live at once."""
+        wanted, others = table[targets], table[negatives]
+        positive = (states * wanted).sum(dim=1, keepdim=True)  # [T, 1]
+        negative = states @ others.T  # [T, n]
+        if log_q_positive is not None:
+            positive = positive - log_q_positive[:, None]
+        if log_q_negative is not None:
+            negative.sub_(log_q_negative)
+        negative.masked_fill_(hidden, -torch.inf)
+        top = torch.maximum(negative.amax(dim=1, keepdim=True), positive)
+        negative.sub_(top).exp_()
+        own = (positive - top).exp()
+        mass = negative.sum(dim=1, keepdim=True) + own
+        loss = (mass.log() + top - positive).mean()
+        total = len(states)
+        negative.div_(mass * total)
+        pull = own.div_(mass).sub_(1).div_(total)  # [T, 1]
+        grad_states = torch.addcmul(negative @ others, wanted, pull)
+        grad_table = torch.zeros_like(table)
+        grad_table.index_add_(0, negatives, negative.T @ states).index_add_(0, targets, states * pull)
+        ctx.save_for_backward(grad_states, grad_table)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return *scaled(ctx.saved_tensors, grad), None, None, None, None, None
+
+
+def shared_sampled_softmax(
+    states: Tensor,
+    table: Tensor,
+    targets: Tensor,
+    negatives: Tensor,
+    hidden: Tensor,
+    *,
+    log_q_positive: Tensor | None = None,
+    log_q_negative: Tensor | None = None,
+) -> Tensor:
+    """`sampled_softmax` where all targets share their negatives, gradients formed along with the loss.
+
+    Args:
+        states: [T, d].
+        table: [N, d] item vectors.
+        targets: [T] rows of the table.
+        negatives: [n] rows of the table.
+        hidden: [T, n] bool, negatives to leave out.
+        log_q_positive: [T], see `sampled_softmax`.
+        log_q_negative: [n].
+    """
+    with torch.autocast(states.device.type, enabled=False):
+        states = states.to(table.dtype)
+        loss: Tensor = _SharedSoftmax.apply(states, table, targets, negatives, hidden, log_q_positive, log_q_negative)
+    return loss
 
 
 def bce(positive: Tensor, negative: Tensor, hidden: Tensor | None = None) -> Tensor:

@@ -64,6 +64,12 @@ class Pipeline:
                     f"{name}.select_by: {training.select_by!r} is not measured.",
                     remedy=f"Choose one of {', '.join(measured)}.",
                 )
+        loss, usable = config.distil_settings().loss.name or self.student_kind.default_loss, self.method_kind.losses
+        if usable is not None and loss not in usable:
+            raise ConfigError(
+                f"the method {self.method_kind.name} does not work with the loss {loss}.",
+                remedy=f"Set distil.loss.name (or train.loss.name) to one of {', '.join(sorted(usable))}.",
+            )
         self.stages: dict[str, Stage] = {}
         if config.threads is not None:
             torch.set_num_threads(config.threads)

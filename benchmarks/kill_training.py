@@ -1,0 +1,98 @@
+"""Kill a training with SIGKILL at random moments, go on, and compare its weights bit by bit with an unbroken one's.
+
+    python benchmarks/kill_training.py --sequences ../shared/data/amazon-beauty/sequences.txt --threads 1 2
+
+Three epochs of SASRec with averaged weights, for each loss and number of threads; a checkpoint every second, so kills fall
+between them. Each run is killed `--kills` times before it may end. Writes results/raw/kill_training.json.
+"""
+
+import argparse
+import hashlib
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from distilrec.files import write_json
+
+LOSSES = {"ce": "{name: ce}", "sampled_softmax": "{name: sampled_softmax, negatives: 256}"}
+
+
+def main() -> None:
+    """Run, kill, compare, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sequences", type=Path, required=True)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--kills", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("results/raw/kill_training.json"))
+    arguments = parser.parse_args()
+    chance, rows = random.Random(arguments.seed), []
+    with tempfile.TemporaryDirectory() as temporary:
+        for threads in arguments.threads:
+            for loss in LOSSES:
+                folder = Path(temporary) / f"{loss}-{threads}"
+                started = time.monotonic()
+                run(command(arguments, folder / "unbroken", loss, threads))
+                seconds = time.monotonic() - started
+                expected = digest(folder / "unbroken")
+                for repeat in range(arguments.repeats):
+                    words = command(arguments, folder / f"killed-{repeat}", loss, threads)
+                    kills = [killed(words, chance.uniform(0.35, 0.9) * seconds) for _ in range(arguments.kills)]
+                    run(words)
+                    equal = digest(folder / f"killed-{repeat}") == expected
+                    rows.append({"loss": loss, "threads": threads, "killed": kills, "bits_equal": equal})
+                    print(rows[-1], flush=True)
+    write_json(
+        arguments.out,
+        {"command": "python benchmarks/kill_training.py --sequences FILE", "epochs": arguments.epochs, "rows": rows},
+    )
+
+
+def command(arguments: argparse.Namespace, out: Path, loss: str, threads: int) -> list[str]:
+    """Return the training as a command line."""
+    return [
+        *(sys.executable, "-m", "distilrec", "train", "--interactions", str(arguments.sequences), "--out", str(out)),
+        *("--name", "run", "data.filters={duplicates: none, k_core_user: 1, k_core_item: 1}"),
+        *(f"threads={threads}", f"train.loss={LOSSES[loss]}", "train.checkpoint_seconds=1", "student.blocks=1"),
+        *(f"train.epochs={arguments.epochs}", "train.validate_users=500"),
+    ]
+
+
+def run(words: list[str]) -> None:
+    """Run to the end."""
+    subprocess.run(words, check=True, capture_output=True)
+
+
+def killed(words: list[str], seconds: float) -> dict[str, Any]:
+    """Run, kill after so many seconds; say whether it was still at work."""
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        return {"after_s": round(seconds, 2), "at_work": True}
+    return {"after_s": round(seconds, 2), "at_work": False}
+
+
+def digest(out: Path) -> str:
+    """Hash the trained weights."""
+    (path,) = (out / "run").glob("student-*/model.safetensors")
+    found = hashlib.sha256()
+    with safe_open(path, framework="pt") as file:
+        for name in sorted(file.keys()):
+            found.update(name.encode() + file.get_tensor(name).contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+if __name__ == "__main__":
+    main()
