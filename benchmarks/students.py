@@ -107,7 +107,7 @@ def config(
     if student not in BASELINES:
         base["student"] = {"name": student, **words.get("student", {})}
         base["train"] = {**base.get("train", {}), **words.get("train", {})}
-    base["name"] = f"{name}-{student}-{protocol}-{seed}"
+    base["name"] = f"{name}-{student}-{seed}"  # both protocols: what they share is done once
     overrides = [f"seed={seed}", f"train.refit={'true' if protocol == 'refit' else 'false'}"]
     if arguments.threads:
         overrides.append(f"threads={arguments.threads}")

@@ -14,13 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distilrec.config import Config, checked
+from distilrec.config import Config, checked, load_config
 from distilrec.errors import ConfigError, LockedError
 from distilrec.knowledge.store import KnowledgeWriter
 from distilrec.methods.dllm2rec import DLLM2Rec
 from distilrec.pipeline import Pipeline
 from distilrec.students import STUDENTS
 from distilrec.students.base import Student, load_student
+from distilrec.training.loop import load_fit
 from distilrec.training.tasks import Task
 
 ITEMS, USERS = 20, 40
@@ -327,6 +328,8 @@ def test_killed_in_every_stage_it_ends_with_the_same_figures(
         assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
         assert not (other / "checkpoint.safetensors").exists()
         fits = [json.loads((folder / "fit.json").read_text()) for folder in (one, other)]
+        for entry in (*fits[0]["history"], *fits[1]["history"]):
+            assert entry.pop("seconds") > 0
         assert fits[0]["history"] == fits[1]["history"]
 
 
@@ -355,3 +358,19 @@ def test_wrong_settings_are_found_before_any_work(
     with pytest.raises(ConfigError, match=message):
         pipeline(settings, tmp_path / "run", **changes)
     assert not (tmp_path / "run").exists()
+
+
+def test_refit_trains_again_on_validation_targets_too(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Selection is shared with the run that does not refit; the test targets stay out."""
+    plain = Pipeline(load_config(None, [], settings), tmp_path / "x")
+    first = plain.student.item_vectors()
+    refit = Pipeline(load_config(None, ["train.refit=true"], settings), tmp_path / "x")
+    second = refit.student.item_vectors()
+    assert refit.stages["student"].cached
+    assert refit.stages["student"].key == plain.stages["student"].key
+    assert not torch.equal(first, second)
+    again = Pipeline(load_config(None, ["train.refit=true"], settings), tmp_path / "x")
+    assert torch.equal(again.student.item_vectors(), second)
+    assert again.stages["student-refit"].cached
+    history = load_fit(refit.stages["student-refit"].folder).history
+    assert len(history) == load_fit(refit.stages["student"].folder).best_epoch

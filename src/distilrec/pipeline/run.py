@@ -141,12 +141,23 @@ class Pipeline:
         inputs: dict[str, Any],
     ) -> Student:
         def work(folder: Path, key: str) -> None:
-            student, outcome = self.fit_student(training, kind, knowledge, folder, label=f"train {name}", identity=key)
-            say_fit(outcome, training)
+            student, outcome = self.fit_student(selecting, kind, knowledge, folder, label=f"train {name}", identity=key)
+            say_fit(outcome, selecting)
             if first_process():
                 save_student(student, folder / _MODEL)
 
-        done = self._stage(name, {**self.student_inputs(training), **inputs}, work, together=True)
+        selecting = training.model_copy(update={"refit": False})
+        done = self._stage(name, {**self.student_inputs(selecting), **inputs}, work, together=True)
+        if training.refit:
+            epochs = load_fit(done.folder).best_epoch
+
+            def again(folder: Path, key: str) -> None:
+                label = f"refit {name}"
+                student = self._refit(selecting, kind, knowledge, folder, label=label, identity=key, epochs=epochs)
+                if first_process():
+                    save_student(student, folder / _MODEL)
+
+            done = self._stage(f"{name}-refit", {"selected": done.key}, again, together=True)
         return load_student(done.folder / _MODEL, STUDENTS)
 
     def student_inputs(self, training: TrainSettings) -> dict[str, Any]:
@@ -179,8 +190,6 @@ class Pipeline:
 
         task = Task(student, self.data, training, seed=seed, validate=validate, method=method)
         outcome = fit(task, training, folder, label=label, identity=identity, seed=seed, on_validation=on_validation)
-        if training.refit:
-            return self._refit(training, kind, knowledge, folder, label, identity, outcome), outcome
         return student, outcome
 
     def _refit(
@@ -189,25 +198,18 @@ class Pipeline:
         kind: type[Method],
         knowledge: Knowledge | None,
         folder: Path,
+        *,
         label: str,
         identity: str,
-        outcome: Fit,
+        epochs: int,
     ) -> Student:
         """Train anew on training and validation targets together, for as many epochs as were best without the latter."""
         student, method = self._new_student(kind, knowledge)
-        epochs = outcome.best_epoch
-        settings = training.model_copy(update={"epochs": epochs, "validate_every": epochs, "refit": False})
-        dataset = self.data.with_validation()
+        settings = training.model_copy(update={"epochs": epochs, "validate_every": epochs})
         measure = {training.select_by: 0.0}  # nothing is left to select by: the last epoch is kept
-        task = Task(student, dataset, settings, seed=self.config.seed, validate=lambda _model: measure, method=method)
-        fit(
-            task,
-            settings,
-            folder / "refit",
-            label=f"{label}, refit",
-            identity=identity,
-            seed=self.config.seed,
-        )
+        seed, dataset = self.config.seed, self.data.with_validation()
+        task = Task(student, dataset, settings, seed=seed, validate=lambda _model: measure, method=method)
+        fit(task, settings, folder, label=label, identity=identity, seed=seed)
         return student
 
     def _new_student(self, kind: type[Method], knowledge: Knowledge | None) -> tuple[Student, Method]:
@@ -233,7 +235,7 @@ class Pipeline:
         dataset, student, training = self.data, self.student, self.config.teach
         inputs = {
             "data": dataset.fingerprint,
-            "student": self.stages["student"].key,
+            "student": self.stages.get("student-refit", self.stages["student"]).key,
             "teacher": self.teacher_kind.name,
             "settings": self.teacher_settings.model_dump(),
             "llm": llm_identity(self.llm),
