@@ -10,8 +10,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PAGES = (
-    "README.md", "docs/methods/dllm2rec.md", "docs/teachers/e4srec.md",
-    *sorted(f"docs/students/{path.name}" for path in (ROOT / "docs/students").glob("*.md")),
+    "README.md", "docs/methods/dllm2rec.md", "docs/teachers/e4srec.md", "docs/training.md", "docs/students/README.md",
+    *sorted(f"docs/students/{path.name}" for path in (ROOT / "docs/students").glob("[a-z]*.md")),
 )  # fmt: skip
 DATASETS = {"amazon-beauty": "Amazon Beauty", "amazon-toys": "Amazon Toys", "ml-100k": "MovieLens-100K"}
 
@@ -49,7 +49,30 @@ def tables() -> dict[str, str]:
     speed = ROOT / "results/training_speed.json"
     if speed.exists():
         found["speed-table"] = speed_table(json.loads(speed.read_text(encoding="utf-8")))
+    floor, scale = ROOT / "results/floor.json", ROOT / "results/scale.json"
+    if floor.exists() and scale.exists():
+        found["floor-table"] = floor_table(*(json.loads(path.read_text(encoding="utf-8")) for path in (floor, scale)))
     return found
+
+
+def floor_table(floor: dict[str, Any], scale: dict[str, Any]) -> str:
+    """Return the step against its floor, and what a million items cost."""
+    lines = ["| | |", "|---|---|"]
+    for loss in ("ce", "sampled_softmax"):
+        one = floor[loss]
+        lines.append(
+            f"| step with `{loss}`, {one['targets_per_step']:.0f} targets | {one['step_ms']:.1f} ms, "
+            f"{one['ratio']:.2f} times its products |"
+        )
+    epoch, rank, steps = scale["epoch"], scale["rank"], scale["steps"]
+    items, few = (f"{scale['settings'][key]:,}" for key in ("items", "few_items"))
+    lines += [
+        f"| epoch over {items} items, {epoch['targets']:,} targets | {epoch['seconds']:.0f} s, "
+        f"peak {epoch['peak_rss_mb'] / 1024:.1f} GiB |",
+        f"| step over {items} items | {steps['step_ms']:.1f} ms, {steps['ratio']:.2f} times that over {few} |",
+        f"| ranking over {items} items | {rank['users_per_s']:.0f} users a second, peak {rank['peak_rss_mb'] / 1024:.1f} GiB |",
+    ]
+    return "\n".join(lines)
 
 
 def student_table(rows: list[dict[str, Any]], name: str) -> str:

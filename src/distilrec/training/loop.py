@@ -76,6 +76,7 @@ def fit(
     accelerator = Accelerator(mixed_precision=_precision(settings), cpu=not torch.cuda.is_available())
     on_cpu = accelerator.device.type == "cpu"
     torch.use_deterministic_algorithms(on_cpu, warn_only=True)  # sums in a fixed order, also over several threads
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # every buffer is written first
     torch.manual_seed(seed + accelerator.process_index)
     task.share = (accelerator.process_index, accelerator.num_processes)
     task.by_rows = task.by_rows and accelerator.num_processes == 1  # processes exchange whole gradients
