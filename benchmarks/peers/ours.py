@@ -65,7 +65,7 @@ def main() -> None:
         return TrainSettings(
             epochs=job.epochs, patience=job.epochs, validate_every=job.epochs, learning_rate=job.learning_rate,
             loss=LossSettings(name=job.loss, negatives=job.negatives), batch_tokens=batch_tokens,
-            checkpoint_seconds=1e6,
+            checkpoint_seconds=1e6, precision=job.options.get("precision", "float32"),
         )  # fmt: skip
 
     def task(batch_tokens: int) -> TimedTask:
