@@ -41,6 +41,11 @@ def test_defaults() -> None:
     assert config.train.model_dump() == {
         "epochs": 100, "patience": 10, "learning_rate": 1e-3, "weight_decay": 0.0, "warmup_steps": 0, "clip_norm": None,
         "batch_tokens": 4096, "stride": None, "validate_every": 1, "average": 0.0, "select_by": "ndcg@10", "checkpoint_seconds": 30.0,
+        "accumulate": 1, "validate_users": None, "lazy_rows": None, "precision": "auto", "compile": False, "refit": False,
+        "loss": {
+            "name": None, "negatives": 256, "sampling": "uniform", "popularity_power": 1.0, "shared": True,
+            "exclude_history": False, "log_q": "all", "calibration": 0.75, "base": "ce", "dro_weight": 0.1, "dro_beta": 1.0,
+        },
     }  # fmt: skip
     assert config.annotate == AnnotateSettings(top_k=20, batch_tokens=4096, shard_rows=20_000)
     assert config.evaluate == EvaluateSettings(

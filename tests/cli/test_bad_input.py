@@ -187,7 +187,7 @@ def test_a_name_alone_will_do(cli: Cli, log: Path, titles: Path) -> None:
 
 
 def test_a_loss_that_the_method_cannot_use(cli: Cli, log: Path, titles: Path) -> None:
-    done = cli("prepare", "--interactions", log, "--items", titles, "method=dllm2rec", "train.loss.name=bpr")
+    done = cli("run", "--interactions", log, "--items", titles, "method=dllm2rec", "train.loss.name=bpr")
     check(done, "the method dllm2rec does not work with the loss bpr", "distil.loss.name", "ce, dro")
 
 

@@ -64,15 +64,19 @@ class Pipeline:
                     f"{name}.select_by: {training.select_by!r} is not measured.",
                     remedy=f"Choose one of {', '.join(measured)}.",
                 )
-        loss, usable = config.distil_settings().loss.name or self.student_kind.default_loss, self.method_kind.losses
+        self.stages: dict[str, Stage] = {}
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+
+    def _check_loss(self) -> None:
+        """See, before any work for it, that the method can use the loss."""
+        loss = self.config.distil_settings().loss.name or self.student_kind.default_loss
+        usable = self.method_kind.losses
         if usable is not None and loss not in usable:
             raise ConfigError(
                 f"the method {self.method_kind.name} does not work with the loss {loss}.",
                 remedy=f"Set distil.loss.name (or train.loss.name) to one of {', '.join(sorted(usable))}.",
             )
-        self.stages: dict[str, Stage] = {}
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
 
     def lock(self) -> AbstractContextManager[None]:
         """Hold the run's folder, so that no other process works in it."""
@@ -126,6 +130,7 @@ class Pipeline:
     @cached_property
     def distilled(self) -> Student:
         """The student trained by the configured method."""
+        self._check_loss()
         knowledge = self.knowledge if self.method_kind.needs else None
         inputs: dict[str, Any] = {"method": self.method_kind.name, "method_settings": self.method_settings.model_dump()}
         if knowledge is not None:
@@ -280,6 +285,7 @@ class Pipeline:
 
     def evaluate(self) -> dict[str, Any]:
         """Measure plain student, teacher and distilled student on the test examples; write results.json and report.html."""
+        self._check_loss()
         teacher = self.config.teacher.name
         entries = [
             Entry(self.config.student.name, "student", self.student, self._fit_of("student")),
