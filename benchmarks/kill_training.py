@@ -46,7 +46,7 @@ def main() -> None:
                 expected = digest(folder / "unbroken")
                 for repeat in range(arguments.repeats):
                     words = command(arguments, folder / f"killed-{repeat}", loss, threads)
-                    kills = [killed(words, chance.uniform(0.35, 0.9) * seconds) for _ in range(arguments.kills)]
+                    kills = [killed(words, chance.uniform(0.25, 0.6) * seconds) for _ in range(arguments.kills)]
                     run(words)
                     equal = digest(folder / f"killed-{repeat}") == expected
                     rows.append({"loss": loss, "threads": threads, "killed": kills, "bits_equal": equal})
