@@ -15,7 +15,8 @@ from distilrec.errors import ConfigError, FingerprintError, InputError
 from distilrec.evaluation.rank import target_ranks
 from distilrec.losses.catalogue import cross_entropy
 from distilrec.teachers import TEACHERS
-from distilrec.teachers.e4srec import E4SRec, E4SRecSettings, load_e4srec, lora_targets
+from distilrec.teachers.e4srec import E4SRec, E4SRecSettings, load_e4srec
+from distilrec.teachers.adapter import lora_targets
 from distilrec.teachers.llm import best_precision, llm_identity, load_llm, text_vectors
 from distilrec.training.loop import fit
 from distilrec.training.tasks import Task

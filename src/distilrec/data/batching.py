@@ -153,6 +153,20 @@ def make_batch(dataset: Dataset, windows: Windows, rows: Ints) -> Batch:
     )
 
 
+def single_positions(batch: Batch) -> Batch:
+    """Return a batch with one row per position, its history ending there: for models that look at a whole history at once."""
+    columns = batch.histories.shape[1]
+    row, last = batch.positions // columns, batch.positions % columns
+    inside = torch.arange(columns, device=last.device) <= last[:, None]
+    lengths = last + 1
+    return replace(
+        batch,
+        histories=torch.where(inside, batch.histories[row], 0),
+        lengths=lengths,
+        positions=torch.arange(len(row), device=last.device) * columns + last,
+    )
+
+
 def batches(dataset: Dataset, windows: Windows, groups: list[Ints]) -> Iterator[Batch]:
     """Yield one batch per group of window numbers."""
     for rows in groups:

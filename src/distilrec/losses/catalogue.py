@@ -7,7 +7,7 @@ so that no more than `chunk` x N numbers ever exist and no product is done twice
     d/dlogits = (sum_m w_m) softmax - sum_m w_m onehot(i_m)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ class _WeightedCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         total, n_items = len(states), len(table)
         grad_states = torch.empty_like(states)
-        grad_table = torch.zeros_like(table)
+        grad_table = torch.zeros_like(table) if ctx.needs_input_grad[1] else None
         by_column = states.new_zeros(items.shape[1], dtype=torch.float64)
         states, table = states.to(dtype), table.to(dtype)
         buffer = states.new_empty(min(chunk, total), n_items)
@@ -51,23 +51,28 @@ class _WeightedCrossEntropy(torch.autograd.Function):
             if weigh is not None or weights is not None:
                 logits.mul_(weight.sum(dim=1, keepdim=True))
             logits.scatter_add_(1, items[rows], -weight.to(dtype))
-            if grad_states.dtype == dtype == grad_table.dtype:
+            if grad_states.dtype == dtype:
                 torch.mm(logits, table, out=grad_states[rows])
-                grad_table.addmm_(logits.T, states[rows])
             else:
                 grad_states[rows] = logits @ table
-                grad_table += logits.T @ states[rows]
-        ctx.save_for_backward(grad_states.div_(total), grad_table.div_(total))
-        parts = (by_column / total).to(grad_table.dtype)
+            if grad_table is not None:  # a frozen table needs none
+                if grad_table.dtype == dtype:
+                    grad_table.addmm_(logits.T, states[rows])
+                else:
+                    grad_table += logits.T @ states[rows]
+        ctx.save_for_backward(grad_states.div_(total), None if grad_table is None else grad_table.div_(total))
+        parts = (by_column / total).to(grad_states.dtype)
         ctx.mark_non_differentiable(parts)
         return parts.sum(), parts
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _parts: Tensor) -> tuple[Tensor | None, ...]:
-        return *scaled(ctx.saved_tensors, grad), None, None, None, None, None, None
+        states, table = ctx.saved_tensors
+        by_table = None if table is None else scaled((table,), grad)[0]
+        return scaled((states,), grad)[0], by_table, None, None, None, None, None
 
 
-def scaled(gradients: tuple[Tensor, ...], grad: Tensor) -> list[Tensor]:
+def scaled(gradients: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
     """Return gradients times the scalar `grad`, without touching them where it is 1, as in a sum of losses."""
     if grad.device.type == "cpu" and grad.item() == 1.0:
         return list(gradients)

@@ -12,34 +12,23 @@ the LLM, below its own final norm; ID embeddings are scaled to the size of the L
 from the ID embeddings, laid out by A (W_out = E A^T at the start), so that like items start alike.
 """
 
-import json
-import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from distilrec.config import Settings
-from distilrec.errors import FingerprintError, InputError
-from distilrec.files import read_json, write_json, write_with
-from distilrec.teachers.llm import best_precision, llm_identity, load_llm
+from distilrec.data.batching import Batch
+from distilrec.data.sources import fetch_llm
+from distilrec.errors import FingerprintError
+from distilrec.teachers.adapter import adapted, put_back, read_teacher, save_teacher
+from distilrec.teachers.base import Asked, Materials, Trained, rank_by_states
+from distilrec.teachers.decode import Prefix
+from distilrec.teachers.llm import best_device, best_precision, llm_identity, load_llm, text_vectors
 
-_FEED_FORWARD = {
-    "gate_proj",
-    "up_proj",
-    "down_proj",
-    "fc_in",
-    "fc_out",
-    "c_fc",
-    "dense_h_to_4h",
-    "dense_4h_to_h",
-    "fc1",
-    "fc2",
-}
+_HEADS = "heads.safetensors"
 INSTRUCTION = "A user chose these items, oldest first. Predict the next one:"
 
 
@@ -57,6 +46,7 @@ class E4SRecSettings(Settings):
     head_rate_scale: float = Field(1.0, gt=0)
     instruction: str = INSTRUCTION
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    gradient_checkpointing: bool = False
 
 
 class E4SRec(nn.Module):
@@ -69,15 +59,16 @@ class E4SRec(nn.Module):
         id_embeddings: [N, d] of a trained conventional recommender; frozen.
     """
 
-    name = "e4srec"
+    name: ClassVar[str] = "e4srec"
     Settings = E4SRecSettings
+    asked: ClassVar[Asked] = "positions"
+    trained: ClassVar[Trained] = "catalogue"
+    gives: ClassVar[frozenset[str]] = frozenset({"rankings", "scores", "item_vectors", "logits"})
     id_embeddings: Tensor
     prompt: Tensor
 
     def __init__(self, settings: E4SRecSettings, llm: Any, tokenizer: Any, id_embeddings: Tensor) -> None:
         super().__init__()
-        from peft import LoraConfig, get_peft_model
-
         self.settings = settings
         self.precision: torch.dtype = llm.dtype  # of the frozen weights and of what is multiplied with them
         width = llm.config.hidden_size
@@ -97,15 +88,10 @@ class E4SRec(nn.Module):
             nn.Embedding(1, width, dtype=llm.dtype)
         )  # words are read no more: only the prompt's are kept
         llm.get_input_embeddings().requires_grad_(False)
-        config = LoraConfig(
-            r=settings.lora_rank,
-            lora_alpha=settings.lora_alpha,
-            lora_dropout=settings.lora_dropout,
-            target_modules=lora_targets(llm),
+        self.llm = adapted(
+            llm, settings.lora_rank, settings.lora_alpha, settings.lora_dropout, settings.gradient_checkpointing
         )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that is on its way out
-            self.llm = get_peft_model(llm, config)
+        self._shared: Prefix | None = None
         self.input_dropout = nn.Dropout(settings.input_dropout)
         self.output_dropout = nn.Dropout(settings.output_dropout)
 
@@ -121,11 +107,33 @@ class E4SRec(nn.Module):
     def encode(self, histories: Tensor, lengths: Tensor, table: Tensor) -> Tensor:
         """See `CausalTeacher.encode`."""
         items = self.project(self.input_dropout(self.id_embeddings[histories]))  # [B, L, D]
+        if torch.is_inference_mode_enabled() and not self.training:
+            return self._encode_behind_prefix(items)
         inputs = torch.cat([self.prompt.expand(len(items), -1, -1), items], dim=1)
         with torch.autocast(inputs.device.type, self.precision, enabled=self.precision != torch.float32):
             hidden = self.llm(inputs_embeds=inputs, use_cache=False).last_hidden_state
         states: Tensor = self.output_dropout(hidden[:, self.prompt.shape[1] :].float())
         return states
+
+    def _encode_behind_prefix(self, items: Tensor) -> Tensor:
+        """Encode items behind the instruction, whose keys and values are computed once for all batches."""
+        with torch.autocast(items.device.type, self.precision, enabled=self.precision != torch.float32):
+            if self._shared is None:
+                self._shared = Prefix(self.llm, embedded=self.prompt)
+            cache = self._shared.cache(len(items))
+            hidden = self.llm(inputs_embeds=items, past_key_values=cache, use_cache=True).last_hidden_state
+        states: Tensor = hidden.float()
+        return states
+
+    def train(self, mode: bool = True) -> "E4SRec":
+        """Switch between training and use; what was computed from the weights is forgotten."""
+        self._shared = None
+        return super().train(mode)
+
+    @torch.inference_mode()
+    def rank(self, batch: Batch, k: int) -> tuple[Tensor, Tensor]:
+        """See `PositionTeacher.rank`; a score is a log-probability."""
+        return rank_by_states(self, batch, k)
 
     def encode_last(self, histories: Tensor, lengths: Tensor, table: Tensor) -> Tensor:
         """See `CausalTeacher.encode_last`."""
@@ -156,29 +164,45 @@ class E4SRec(nn.Module):
             folder: where to.
             llm: `llm_identity` of the language model, which loading compares.
         """
-        from peft import get_peft_model_state_dict
-
-        adapter = {name: value.contiguous() for name, value in get_peft_model_state_dict(self.llm).items()}
-        write_with(folder / "adapter_model.safetensors", lambda part: save_file(adapter, part))
-        config = {
-            key: sorted(value) if isinstance(value, set) else value
-            for key, value in self.llm.peft_config["default"].to_dict().items()
-        }
-        write_json(folder / "adapter_config.json", json.loads(json.dumps(config, default=str)))
         heads = {
-            "project.weight": self.project.weight.detach(),
-            "project.bias": self.project.bias.detach(),
-            "output": self.output.detach(),
+            "project.weight": self.project.weight,
+            "project.bias": self.project.bias,
+            "output": self.output,
             "id_embeddings": self.id_embeddings,
         }
-        write_with(folder / "heads.safetensors", lambda part: save_file(heads, part))
-        write_json(folder / "teacher.json", {"teacher": self.name, "llm": llm, "settings": self.settings.model_dump()})
+        save_teacher(folder, self.name, self.llm, llm, self.settings.model_dump(), heads, _HEADS)
 
+    @classmethod
+    def create(cls, settings: E4SRecSettings, materials: Materials) -> "E4SRec":
+        """Build an untrained teacher on the ID embeddings of the run's plain student."""
+        llm, tokenizer = load_llm(fetch_llm(settings.llm), settings.layers, best_precision(settings.precision))
+        torch.manual_seed(materials.seed)
+        return cls(settings, llm, tokenizer, materials.id_embeddings().detach())
 
-def lora_targets(llm: nn.Module) -> list[str] | str:
-    """Return the feed-forward projections by name; all linear layers where a model names them otherwise."""
-    there = {name.rpartition(".")[2] for name, _ in llm.named_modules()}
-    return sorted(there & _FEED_FORWARD) or "all-linear"
+    @classmethod
+    def reach(cls, settings: E4SRecSettings) -> int:
+        """Return how many history items a teacher of these settings reads."""
+        return settings.max_length
+
+    @classmethod
+    def inputs(cls, settings: E4SRecSettings, materials: Materials) -> dict[str, Any]:
+        """Return what a trained teacher depends on, but for data, seed and training."""
+        return {
+            "student": materials.student_key(),
+            "llm": llm_identity(fetch_llm(settings.llm)),
+            "precision": str(best_precision(settings.precision)),
+        }
+
+    @classmethod
+    def restore(cls, folder: Path, settings: E4SRecSettings, materials: Materials) -> "E4SRec":
+        """See `load_e4srec`."""
+        return load_e4srec(folder, fetch_llm(settings.llm))
+
+    @classmethod
+    def knowledge_vectors(cls, folder: Path, settings: E4SRecSettings, materials: Materials) -> Tensor | None:
+        """Return vectors of the items' text, read by the whole language model, [N, D]."""
+        llm, tokenizer = load_llm(fetch_llm(settings.llm), precision=best_precision(settings.precision))
+        return text_vectors(llm.to(best_device()), tokenizer, materials.dataset.texts)
 
 
 def load_e4srec(folder: Path, llm_folder: Path) -> E4SRec:
@@ -188,24 +212,12 @@ def load_e4srec(folder: Path, llm_folder: Path) -> E4SRec:
         FingerprintError: the teacher was trained on another language model.
         InputError: a file is missing or broken.
     """
-    from peft import set_peft_model_state_dict
-
-    saved = read_json(folder / "teacher.json")
-    if saved["llm"] != llm_identity(llm_folder):
-        raise FingerprintError(
-            "the teacher was trained on another language model.",
-            where=str(folder),
-            remedy="Name that one with teacher.llm, or train the teacher again.",
-        )
-    settings = E4SRecSettings.model_validate(saved["settings"])
-    try:
-        heads, adapter = load_file(folder / "heads.safetensors"), load_file(folder / "adapter_model.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"not a saved teacher ({error}).", where=str(folder), remedy="Train it again.") from None
+    saved, adapter, heads = read_teacher(folder, llm_folder, _HEADS)
+    settings = E4SRecSettings.model_validate(saved)
     llm, tokenizer = load_llm(llm_folder, settings.layers, best_precision(settings.precision))
     teacher = E4SRec(settings, llm, tokenizer, heads["id_embeddings"])
+    put_back(teacher.llm, adapter, folder)
     try:
-        set_peft_model_state_dict(teacher.llm, adapter)
         teacher.id_embeddings.copy_(heads["id_embeddings"])
         with torch.no_grad():
             teacher.project.weight.copy_(heads["project.weight"])
@@ -215,4 +227,4 @@ def load_e4srec(folder: Path, llm_folder: Path) -> E4SRec:
         raise FingerprintError(
             f"the saved teacher does not fit its language model ({error}).", where=str(folder)
         ) from None
-    return teacher.fold()
+    return teacher.to(best_device()).fold()

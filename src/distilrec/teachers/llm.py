@@ -2,8 +2,9 @@
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,8 +29,20 @@ def best_precision(wish: str = "auto") -> torch.dtype:
     return torch.bfloat16 if has.get("avx512_bf16") or has.get("amx_bf16") else torch.float32
 
 
+def best_device() -> torch.device:
+    """Return the first GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def load_llm(folder: Path, layers: int | None = None, precision: torch.dtype = torch.float32) -> tuple[Any, Any]:
-    """Load the decoder (without its output head), frozen, and its tokenizer.
+    """Load the decoder (without its output head), frozen, and its tokenizer. See `load_causal`."""
+    from transformers import AutoModel
+
+    return _load(AutoModel, folder, layers, precision)
+
+
+def load_causal(folder: Path, layers: int | None = None, precision: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """Load a causal language model with its output head, frozen, and its tokenizer.
 
     Args:
         folder: a model saved by transformers.
@@ -40,7 +53,13 @@ def load_llm(folder: Path, layers: int | None = None, precision: torch.dtype = t
         InputError: the folder holds no causal language model that can be read.
         ConfigError: more layers are asked for than the model has.
     """
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
+    from transformers import AutoModelForCausalLM
+
+    return _load(AutoModelForCausalLM, folder, layers, precision)
+
+
+def _load(kind: Any, folder: Path, layers: int | None, precision: torch.dtype) -> tuple[Any, Any]:
+    from transformers import AutoConfig, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -56,7 +75,7 @@ def load_llm(folder: Path, layers: int | None = None, precision: torch.dtype = t
         # On a CPU torch's fused attention in bfloat16 is slower than the plain one, at the lengths of histories.
         plain = precision == torch.bfloat16 and not torch.cuda.is_available()
         attention = "eager" if plain else "sdpa"
-        model = AutoModel.from_pretrained(folder, config=config, dtype=precision, attn_implementation=attention)
+        model = kind.from_pretrained(folder, config=config, dtype=precision, attn_implementation=attention)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, AttributeError) as error:
         text = " ".join(str(error).split())[:200]
@@ -85,11 +104,27 @@ def llm_identity(folder: Path) -> str:
 
 @torch.inference_mode()
 def text_vectors(
-    model: Any, tokenizer: Any, texts: Sequence[str], *, max_tokens: int = 48, batch_tokens: int = 2048
+    model: Any,
+    tokenizer: Any,
+    texts: Sequence[str],
+    *,
+    max_tokens: int = 48,
+    batch_tokens: int = 2048,
+    pooling: Literal["last", "mean"] = "last",
+    quiet: bool = False,
 ) -> Tensor:
-    """Return one vector per text: the last hidden state of its last token, [N, D] float32.
+    """Return one vector per text, [N, D] float32.
 
     Texts of like length share a batch; padding stands on the right, where a causal model never looks.
+
+    Args:
+        model: the decoder, without its output head.
+        tokenizer: its tokenizer.
+        texts: what to read; the part beyond `max_tokens` is not read.
+        max_tokens: see `texts`.
+        batch_tokens: tokens read at a time.
+        pooling: the last hidden state of the last token, or the mean over all tokens.
+        quiet: show no progress.
     """
     encoded = tokenizer([text or " " for text in texts], truncation=True, max_length=max_tokens)["input_ids"]
     encoded = [ids or [0] for ids in encoded]  # some tokenizers make no token of a blank text
@@ -97,15 +132,20 @@ def text_vectors(
     order = sorted(range(len(texts)), key=lambda row: -lengths[row])
     vectors = torch.empty(len(texts), model.config.hidden_size)
     first = 0
-    with bar("read item text", len(texts)) as progress:
+    with bar("read item text", len(texts)) if not quiet else nullcontext() as progress:
         while first < len(order):
             rows = order[first : first + max(1, batch_tokens // lengths[order[first]])]
             first += len(rows)
             tokens = torch.zeros(len(rows), lengths[rows[0]], dtype=torch.int64)
             for place, row in enumerate(rows):
                 tokens[place, : lengths[row]] = torch.tensor(encoded[row])
-            hidden = model(input_ids=tokens).last_hidden_state
-            last = torch.tensor([lengths[row] - 1 for row in rows])
-            vectors[rows] = hidden[torch.arange(len(rows)), last].float()
-            progress.advance(len(rows))
+            hidden = model(input_ids=tokens.to(model.device), use_cache=False).last_hidden_state.float().cpu()
+            ends = torch.tensor([lengths[row] for row in rows])
+            if pooling == "last":
+                vectors[rows] = hidden[torch.arange(len(rows)), ends - 1]
+            else:
+                inside = torch.arange(hidden.shape[1]) < ends[:, None]
+                vectors[rows] = (hidden * inside[..., None]).sum(dim=1) / ends[:, None]
+            if progress is not None:
+                progress.advance(len(rows))
     return vectors
