@@ -58,9 +58,10 @@ class SplitSettings(Settings):
     `leave_one_out`: the last item of each history is the test target, the one before it the validation target.
     `global_time`: next-item examples in order of time, cut at `train` and `train + valid`.
     `random_sessions`: whole sessions at random, the last item of each held-out session is its target.
+    `last_sessions`: the same, but in order of the time of their first item; the latest sessions are held out.
     """
 
-    kind: Literal["leave_one_out", "global_time", "random_sessions"] = "leave_one_out"
+    kind: Literal["leave_one_out", "global_time", "random_sessions", "last_sessions"] = "leave_one_out"
     train: float | None = Field(None, gt=0, lt=1)
     valid: float | None = Field(None, gt=0, lt=1)
 
@@ -184,12 +185,75 @@ class TrainSettings(Settings):
     checkpoint_seconds: float = Field(30.0, ge=0)
 
 
+class CapSettings(Settings):
+    """Where an annotation stops in good order; null means no cap. All but `minutes` count what earlier runs stored, too.
+
+    Before a request is sent its cost is estimated and held back, so that requests in flight cannot run past a cap together.
+    """
+
+    rows: int | None = Field(None, ge=1)
+    tokens: int | None = Field(None, ge=1)
+    usd: float | None = Field(None, gt=0)
+    minutes: float | None = Field(None, gt=0)
+
+
+class PriceSettings(Settings):
+    """US dollars for a million tokens, where the price list does not know the model or is not to be trusted."""
+
+    input_per_million: float = Field(ge=0)
+    output_per_million: float = Field(ge=0)
+
+
+class RequestSettings(Settings):
+    """How a server is asked.
+
+    `concurrency`: requests in flight. `per_minute`, `tokens_per_minute`: the server's limits, kept by waiting.
+    `retries`: how often a request that failed for a passing reason is sent again, with waits that double from `backoff_seconds`
+    up to `longest_wait_seconds`, or as long as the server says. `ask_again`: how often a reply that cannot be used at all is
+    asked for anew, which costs again. `timeout_seconds`: for one request.
+    """
+
+    concurrency: int = Field(8, ge=1)
+    per_minute: float | None = Field(None, gt=0)
+    tokens_per_minute: float | None = Field(None, gt=0)
+    retries: int = Field(8, ge=0)
+    backoff_seconds: float = Field(1.0, gt=0)
+    longest_wait_seconds: float = Field(60.0, gt=0)
+    ask_again: int = Field(1, ge=0)
+    timeout_seconds: float = Field(120.0, gt=0)
+
+
 class AnnotateSettings(Settings):
-    """What the teacher is asked for and how it is stored."""
+    """What the teacher is asked for and how it is stored.
+
+    `examples`: `all` training examples, or the `last` of each history; null means what suits the teacher (`last` for those
+    asked one example at a time over a server, else `all`). `sample`: of these, so many, drawn by the run's seed; a larger
+    number later keeps the earlier ones. `selection`: a file of example ids, one a line (or of user or session ids, where
+    `selection_by` says so), instead. `shard_seconds`: store what is there at least so often; a killed run loses no more than that
+    of a local teacher's work, and none of a paid one's. `keep_replies`: store raw replies beside the rows.
+    `vectors`: settings of a `text` teacher that reads the item vectors, in place of the teacher's own.
+    `engine`: `local`, or `ray` with `workers` of them.
+    """
 
     top_k: int = Field(20, ge=1)
+    examples: Literal["all", "last"] | None = None
+    sample: int | None = Field(None, ge=1)
+    selection: Path | None = None
+    selection_by: Literal["example", "user"] = "example"
     batch_tokens: int = Field(4096, ge=1)
     shard_rows: int = Field(20_000, ge=1)
+    shard_seconds: float = Field(20.0, gt=0)
+    caps: CapSettings = CapSettings()
+    requests: RequestSettings = RequestSettings()
+    prices: PriceSettings | None = None
+    keep_replies: bool = False
+    vectors: dict[str, Any] | None = None
+    engine: Literal["local", "ray"] = "local"
+    workers: int = Field(2, ge=1)
+
+    def content(self) -> dict[str, Any]:
+        """Return what the stored rows depend on: not how many are asked, how fast, at what price or by whom."""
+        return self.model_dump(mode="json", include={"top_k"})
 
 
 class EvaluateSettings(Settings):

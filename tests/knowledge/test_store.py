@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from distilrec.columns import EXAMPLE, ITEMS, SCORES
 from distilrec.data.dataset import Dataset
 from distilrec.errors import FingerprintError, InputError, LockedError
-from distilrec.knowledge.store import open_knowledge, writing
+from distilrec.knowledge.store import FORMAT, open_knowledge, writing
 
 DETAILS: dict[str, Any] = {"teacher": "t1", "settings": {"top_k": 2}}
 
@@ -40,7 +40,9 @@ def test_what_is_appended_is_looked_up_by_example(tmp_path: Path, tiny_dataset: 
         writer.append(rows_of(20))
         assert writer.done().tolist() == [10, 20, 30]
     knowledge = open_knowledge(tmp_path, tiny_dataset)
-    assert knowledge.manifest == {"format": 1, "dataset": tiny_dataset.fingerprint, "n_items": 20, **DETAILS}
+    made_with = knowledge.manifest.pop("made_with")
+    assert set(made_with) == {"distilrec", "torch", "transformers"}
+    assert knowledge.manifest == {"format": FORMAT, "dataset": tiny_dataset.fingerprint, "n_items": 20, **DETAILS}
     assert knowledge.examples.tolist() == [10, 20, 30]
     assert knowledge.item_vectors is not None
     assert torch.equal(knowledge.item_vectors, vectors)

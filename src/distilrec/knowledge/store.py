@@ -1,13 +1,16 @@
-"""The store of a teacher's knowledge: Parquet shards, item vectors in safetensors, a JSON manifest.
+"""The store of a teacher's knowledge: Parquet shards, item vectors in safetensors, a JSON manifest, a journal of replies.
 
 A shard is written whole or not at all and never changed; rows are keyed by example id. One process may write at a time, any
-number may read. What a killed writer left behind is complete shards only, so the next one goes on behind them.
+number may read. What a killed writer left behind is complete shards, and complete lines of the journal: what was paid for is
+written there, and on the disk, before anything else happens to it. The next writer goes on behind both.
 """
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +26,12 @@ from distilrec.data.dataset import Dataset
 from distilrec.data.split import Ints
 from distilrec.errors import FingerprintError, InputError
 from distilrec.files import locked, read_json, write_json, write_with
+from distilrec.knowledge.journal import Journal
 
-FORMAT = 1
+FORMAT = 2
+NOTHING = -torch.inf  # score of a place behind the end of a short ranking
 _VECTORS = "item_vectors.safetensors"
+_MADE_WITH = "made_with"  # versions and times: kept, not compared
 
 
 @dataclass(frozen=True)
@@ -34,9 +40,9 @@ class Knowledge:
 
     Attributes:
         manifest: data set, teacher, versions and settings it was made with.
-        examples: [E] int64 example ids, ascending.
-        items: [E, K] int64 item ids, the teacher's best first.
-        scores: [E, K] float32, higher = surer.
+        examples: [E] int64 example ids, ascending; those that the teacher gave no item for are left out.
+        items: [E, K] int64 item ids, the teacher's best first; 0 behind the end of a shorter ranking.
+        scores: [E, K] float32, higher = surer; `NOTHING` behind the end of a shorter ranking, 0 where a teacher only ranks.
         item_vectors: [N, D] float32, or None if the teacher gave none.
     """
 
@@ -45,6 +51,11 @@ class Knowledge:
     items: npt.NDArray[np.int64]
     scores: npt.NDArray[np.float32]
     item_vectors: Tensor | None
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of which examples there are: what is learnt from a store depends on how far it was filled."""
+        return hashlib.sha256(np.ascontiguousarray(self.examples).tobytes()).hexdigest()
 
     @cached_property
     def _tensors(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -57,10 +68,12 @@ class Knowledge:
             examples: [T] int64 example ids.
 
         Returns:
-            Items [T, K] int64, scores [T, K] float32, and [T] bool: whether the teacher was asked. Where not, items and scores
-            are those of some other example and must not be used.
+            Items [T, K] int64, scores [T, K] float32 (`NOTHING` where a ranking has ended), and [T] bool: whether the teacher
+            was asked. Where not, items and scores are those of some other example and must not be used.
         """
         known, items, scores = self._tensors
+        if len(known) == 0:
+            raise InputError("the store holds no rankings.", remedy="Ask a teacher that ranks, or run annotate again.")
         place = torch.searchsorted(known, examples.cpu()).clamp_(max=len(known) - 1)
         asked = known[place] == examples.cpu()
         device = examples.device
@@ -72,7 +85,8 @@ class KnowledgeWriter:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._next = len(_shards(folder))
+        self.journal = Journal(folder / "journal.jsonl")
+        self._next = 1 + max((int(shard.stem.rpartition("-")[2]) for shard in _shards(folder)), default=-1)
 
     def done(self) -> Ints:
         """Return the ids of all examples stored so far, ascending."""
@@ -85,6 +99,11 @@ class KnowledgeWriter:
         """Write one shard: EXAMPLE, ITEMS, SCORES and whatever else is worth keeping."""
         write_with(self.folder / f"shard-{self._next:05d}.parquet", lambda part: rows.write_parquet(part))
         self._next += 1
+
+    def stored(self, columns: Sequence[str]) -> pl.DataFrame:
+        """Return some columns of all rows stored so far; a column that a shard lacks is null there."""
+        frames = [pl.read_parquet(shard, glob=False) for shard in _shards(self.folder)]
+        return pl.concat([frame.select(c for c in columns if c in frame.columns) for frame in frames], how="diagonal")
 
     def put_item_vectors(self, vectors: Tensor) -> None:
         """Store item vectors, [N, D] float32."""
@@ -104,19 +123,21 @@ def writing(folder: Path, dataset: Dataset, details: dict[str, Any]) -> Iterator
     Args:
         folder: the store.
         dataset: what its example ids refer to.
-        details: teacher, settings, versions; kept in the manifest and compared when a run resumes.
+        details: teacher and settings; kept in the manifest and compared when a run resumes.
 
     Raises:
         LockedError: another process writes it.
         FingerprintError: it was made from other data or by another teacher or other settings.
     """
     manifest = {"format": FORMAT, "dataset": dataset.fingerprint, "n_items": dataset.n_items, **details}
+    made_with = {name: version(name) for name in ("distilrec", "torch", "transformers")}
     with locked(folder / ".lock", "the knowledge store"):
         for leftover in folder.glob(".*.part"):
             leftover.unlink()
         path = folder / "manifest.json"
         if path.exists():
             found = read_json(path)
+            found.pop(_MADE_WITH, None)
             if found != manifest:
                 keys = [key for key in manifest | found if manifest.get(key) != found.get(key)]
                 raise FingerprintError(
@@ -125,7 +146,7 @@ def writing(folder: Path, dataset: Dataset, details: dict[str, Any]) -> Iterator
                     remedy="Use another folder, or delete this one.",
                 )
         else:
-            write_json(path, manifest)
+            write_json(path, {**manifest, _MADE_WITH: made_with})
         yield KnowledgeWriter(folder)
 
 
@@ -133,7 +154,7 @@ def open_knowledge(folder: Path, dataset: Dataset) -> Knowledge:
     """Open a store for reading.
 
     Raises:
-        InputError: there is none or it holds no row.
+        InputError: there is none, or it holds neither rows nor item vectors.
         FingerprintError: it belongs to another data set.
     """
     manifest = read_json(folder / "manifest.json")
@@ -143,20 +164,37 @@ def open_knowledge(folder: Path, dataset: Dataset) -> Knowledge:
             where=str(folder),
             remedy="Annotate this data set, or use the one it was made for.",
         )
-    shards = _shards(folder)
-    if not shards:
+    frame, path = _read_rows(folder), folder / _VECTORS
+    if frame is None and not path.exists():
         raise InputError("the store holds no rows.", where=str(folder), remedy="Run annotate first.")
-    frame = pl.concat([pl.read_parquet(shard, glob=False, columns=[EXAMPLE, ITEMS, SCORES]) for shard in shards])
-    frame = frame.unique(EXAMPLE, keep="first").sort(EXAMPLE)
-    path = folder / _VECTORS
+    if frame is None:
+        frame = pl.DataFrame(schema={EXAMPLE: pl.Int64, ITEMS: pl.List(pl.Int32), SCORES: pl.List(pl.Float32)})
+    frame = frame.filter(pl.col(ITEMS).list.len() > 0).unique(EXAMPLE, keep="first").sort(EXAMPLE)
     vectors = load_file(path)["item_vectors"] if path.exists() else None
     return Knowledge(
         manifest,
         frame[EXAMPLE].to_numpy().astype(np.int64),
-        frame[ITEMS].explode().to_numpy().reshape(frame.height, -1).astype(np.int64),
-        frame[SCORES].explode().to_numpy().reshape(frame.height, -1).astype(np.float32),
+        _table(frame[ITEMS], 0, np.int64),
+        _table(frame[SCORES], NOTHING, np.float32),
         vectors,
     )
+
+
+def _read_rows(folder: Path) -> pl.DataFrame | None:
+    """Read all shards; None where there are none. None of them is ever changed or taken away."""
+    frames = [pl.read_parquet(shard, glob=False, columns=[EXAMPLE, ITEMS, SCORES]) for shard in _shards(folder)]
+    return pl.concat(frames) if frames else None
+
+
+def _table(lists: pl.Series, fill: float, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Lay lists of any length out as [E, K], K the longest, with `fill` behind the end of shorter ones."""
+    lengths = lists.list.len().to_numpy()
+    width = int(lengths.max()) if len(lengths) else 0
+    table = np.full((len(lengths), width), fill, dtype=dtype)
+    if width == 0:
+        return table
+    table[np.arange(width) < lengths[:, None]] = lists.explode().to_numpy()[: int(lengths.sum())]
+    return table
 
 
 def _shards(folder: Path) -> list[Path]:

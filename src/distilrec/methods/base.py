@@ -28,18 +28,26 @@ class Method(nn.Module, ABC):
         super().__init__()
         self.settings = settings
         self.knowledge = knowledge
-        if self.needs and knowledge is None:
+        needs = self.needs_of(settings)
+        if needs and knowledge is None:
             raise InputError(
-                f"the method {self.name} needs a teacher's {' and '.join(sorted(self.needs))}.",
+                f"the method {self.name} needs a teacher's {' and '.join(sorted(needs))}.",
                 remedy="Annotate first.",
             )
-        if "item_vectors" in self.needs and knowledge is not None and knowledge.item_vectors is None:
-            raise InputError(
-                f"the method {self.name} needs item vectors and this teacher gave none.",
-                remedy="Choose a teacher that gives them.",
-            )
+        for what, there in () if knowledge is None else _given(knowledge):
+            if what in needs and not there:
+                raise InputError(
+                    f"the method {self.name} needs {what.replace('_', ' ')} and this teacher gave none.",
+                    remedy="Choose a teacher that gives them, or switch off the part of the method that learns from them.",
+                )
 
-    def select(self, dataset: Dataset, examples: Ints) -> Ints:
+    @classmethod
+    def needs_of(cls, settings: Any) -> frozenset[str]:
+        """Return which of `needs` the method reads with these settings: a part of it that is switched off reads nothing."""
+        return cls.needs
+
+    @classmethod
+    def select(cls, settings: Any, dataset: Dataset, examples: Ints) -> Ints:
         """Return the examples worth asking the teacher about, out of `examples`; all of them by default."""
         return examples
 
@@ -59,3 +67,7 @@ class Method(nn.Module, ABC):
 
     def refine_teacher(self, teacher: Any, round_number: int) -> None:
         """Change the teacher between rounds; nothing by default."""
+
+
+def _given(knowledge: Knowledge) -> tuple[tuple[str, bool], ...]:
+    return ("rankings", len(knowledge.examples) > 0), ("item_vectors", knowledge.item_vectors is not None)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from distilrec.config import Settings
 from distilrec.data.batching import Batch
-from distilrec.knowledge.store import Knowledge
+from distilrec.knowledge.store import NOTHING, Knowledge
 from distilrec.losses.catalogue import weighted_cross_entropy
 from distilrec.methods.base import Method
 
@@ -71,6 +71,12 @@ class DLLM2Rec(Method):
     settings: DLLM2RecSettings
     knowledge: Knowledge
 
+    @classmethod
+    def needs_of(cls, settings: DLLM2RecSettings) -> frozenset[str]:
+        """See `Method.needs_of`."""
+        parts = {"rankings": settings.ranking_weight, "item_vectors": settings.embedding_weight}
+        return frozenset(name for name, weight in parts.items() if weight > 0)
+
     def item_embedding(self, table: nn.Module) -> nn.Module:
         """See `Method.item_embedding`: adds the projected vectors of the teacher."""
         vectors = self.knowledge.item_vectors
@@ -80,16 +86,20 @@ class DLLM2Rec(Method):
 
     def loss(self, batch: Batch, states: Tensor, table: Tensor) -> dict[str, Tensor]:
         """See `Method.loss`."""
+        if self.settings.ranking_weight == 0 and self.objective is not None:
+            return self.objective(batch, states, table)
         items, scores, asked = self.knowledge.rankings(batch.examples)
         k = min(self.settings.top_k, items.shape[1])
         every = torch.cat([batch.targets[:, None], items[:, :k]], dim=1)  # [T, 1 + k]
         weights = importance_weights(scores[:, :k], self.settings)
+        there = scores[:, :k] > NOTHING  # a shorter ranking has ended elsewhere
         share = self.settings.ranking_weight * asked.to(states.dtype)[:, None]
 
         def weigh(logits: Tensor, picked: Tensor, rows: slice) -> Tensor:
             part = weights[rows]
             if self.settings.consistency_weight > 0:
-                part = part + self.settings.consistency_weight * consistency(logits, picked[:, 1:], k)
+                agree = consistency(logits, picked[:, 1:], k) * there[rows]
+                part = part + self.settings.consistency_weight * agree
             part = part / part.sum(dim=1, keepdim=True).clamp_min(1e-12)
             return torch.cat([torch.ones_like(part[:, :1]), share[rows] * part], dim=1)
 
@@ -101,9 +111,10 @@ class DLLM2Rec(Method):
 
 
 def importance_weights(scores: Tensor, settings: DLLM2RecSettings) -> Tensor:
-    """Return g_p w_p + g_c w_c for teacher scores [T, K], best first; [T, K]."""
+    """Return g_p w_p + g_c w_c for teacher scores [T, K], best first; [T, K], 0 where a shorter ranking has ended."""
     ranks = torch.arange(1, scores.shape[1] + 1, dtype=scores.dtype, device=scores.device)
-    position = torch.softmax(-ranks / settings.beta, dim=0)
+    there = scores > NOTHING
+    position = torch.softmax((-ranks / settings.beta).where(there, NOTHING), dim=1)
     confidence = torch.softmax(scores / settings.confidence_temperature, dim=1)
     return settings.position_weight * position + settings.confidence_weight * confidence
 
