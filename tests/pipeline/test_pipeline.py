@@ -19,8 +19,11 @@ from distilrec.errors import ConfigError, LockedError
 from distilrec.knowledge.store import KnowledgeWriter
 from distilrec.methods.dllm2rec import DLLM2Rec
 from distilrec.pipeline import Pipeline
+from distilrec.pipeline import student as student_module
 from distilrec.students import STUDENTS
 from distilrec.students.base import Student, load_student
+from distilrec.teachers import e4srec as e4srec_module
+from distilrec.teachers.e4srec import E4SRec
 from distilrec.training.loop import load_fit
 from distilrec.training.tasks import Task
 
@@ -290,12 +293,12 @@ def test_killed_in_every_stage_it_ends_with_the_same_figures(
         ("data", dataset_module, "write_json", Countdown(1), True),  # all written but the manifest
         ("data", run_module, "prepare", Countdown(1), False),  # all written but the mark of the stage
         ("student", Task, "forward", Countdown(4, is_student), True),
-        ("student", run_module, "save_student", Countdown(1), True),
-        ("student", run_module, "save_student", Countdown(1), False),
+        ("student", student_module, "save_student", Countdown(1), True),
+        ("student", student_module, "save_student", Countdown(1), False),
         ("teacher", Task, "forward", Countdown(3, is_teacher), True),
         ("teacher", Task, "validate", Countdown(1, is_teacher), True),
-        ("teacher", run_module.E4SRec, "save", Countdown(1), False),
-        ("knowledge", run_module, "text_vectors", Countdown(1), True),
+        ("teacher", E4SRec, "save", Countdown(1), False),
+        ("knowledge", e4srec_module, "text_vectors", Countdown(1), True),
         ("knowledge", KnowledgeWriter, "append", Countdown(2), False),
         ("knowledge", KnowledgeWriter, "append", Countdown(2), True),
         ("distilled", Task, "forward", Countdown(5, is_distilled), True),

@@ -46,10 +46,31 @@ def teach(
 
 
 def annotate(
-    words: Words = None, interactions: Log = None, items: Texts = None, name: Name = None, out: Out = Path("runs")
+    words: Words = None,
+    interactions: Log = None,
+    items: Texts = None,
+    name: Name = None,
+    out: Out = Path("runs"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Estimate tokens and cost; ask nobody.")] = False,
+    selection: Annotated[
+        Path | None, typer.Option(help="File of ids of the examples to ask about, one a line.")
+    ] = None,
+    engine: Annotated[str | None, typer.Option(help="local, or ray for several workers.")] = None,
 ) -> None:
-    """Store what the teacher says about the training examples."""
-    _do(words, interactions, items, name, out, lambda run: run.knowledge)
+    """Store what the teacher says about the training examples. Caps: annotate.caps.usd=5, .rows, .tokens, .minutes."""
+    given = {"annotate.selection": selection, "annotate.engine": engine}
+    further = [f"{key}={_quoted(value)}" for key, value in given.items() if value is not None]
+    asked: Callable[[Any], object] = (lambda run: _say_all(run.teaching.estimate())) if dry_run else _knowledge
+    _do([*(words or []), *further], interactions, items, name, out, asked)
+
+
+def _knowledge(run: Any) -> object:
+    return run.knowledge
+
+
+def _say_all(lines: list[str]) -> None:
+    for line in lines:
+        say(line)
 
 
 def distil(

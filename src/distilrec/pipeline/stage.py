@@ -50,8 +50,8 @@ def stage(
         inputs: all that the result depends on: settings, keys of earlier stages, hashes of files.
         work: called with the folder and the key. If it is killed, the next call finds what it left there.
     """
-    key = hash_json({"stage": name, "version": __version__, **inputs})
-    folder = root / f"{name}-{key[:10]}"
+    key = _key(name, inputs)
+    folder = stage_folder(root, name, inputs)
     mark = folder / _MARK
     if not first_process():
         if together and not mark.exists():
@@ -72,6 +72,15 @@ def stage(
     (folder / "checkpoint.safetensors").unlink(missing_ok=True)
     say(f"{name}: done in {done.seconds:.1f} s")
     return done
+
+
+def stage_folder(root: Path, name: str, inputs: dict[str, Any]) -> Path:
+    """Return the folder of a stage with these inputs."""
+    return root / f"{name}-{_key(name, inputs)[:10]}"
+
+
+def _key(name: str, inputs: dict[str, Any]) -> str:
+    return hash_json({"stage": name, "version": __version__, **inputs})
 
 
 def peak_rss_mb() -> float:

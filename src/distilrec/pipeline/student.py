@@ -1,0 +1,157 @@
+"""Training of students inside a run: what their training depends on, the training itself, and the refit behind it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from distilrec.config import Settings, TrainSettings
+from distilrec.knowledge.store import Knowledge
+from distilrec.methods import METHODS
+from distilrec.methods.base import Method
+from distilrec.progress import first_process, say
+from distilrec.students import STUDENTS
+from distilrec.students.base import Student, load_student, save_student
+from distilrec.training.loop import Fit, OnValidation, fit, load_fit
+from distilrec.training.tasks import Task
+
+if TYPE_CHECKING:
+    from distilrec.pipeline.run import Pipeline
+
+MODEL = "model.safetensors"
+
+
+def student_inputs(run: "Pipeline", training: TrainSettings, kind: type[Student], settings: Any) -> dict[str, Any]:
+    """Return what a student's training depends on, but for seed and method."""
+    return {
+        "data": run.data.fingerprint,
+        "student": kind.name,
+        "student_settings": settings.model_dump(),
+        "train": relevant(training),
+        "filter_seen": run.config.evaluate.filter_seen,  # in validation, too: it decides which epoch is kept
+    }
+
+
+def trained_student(
+    run: "Pipeline",
+    name: str,
+    training: TrainSettings,
+    kind: type[Method],
+    knowledge: Knowledge | None,
+    inputs: dict[str, Any],
+) -> Student:
+    """Return the run's student, trained by a method in stages called `name` and, if it is refitted, `name`-refit."""
+
+    def work(folder: Path, key: str) -> None:
+        student, outcome = run.fit_student(selecting, kind, knowledge, folder, label=f"train {name}", identity=key)
+        say_fit(outcome, selecting)
+        if first_process():
+            save_student(student, folder / MODEL)
+
+    selecting = training.model_copy(update={"refit": False})
+    done = run.stage(name, {**run.student_inputs(selecting), **inputs}, work, together=True)
+    if training.refit:
+        epochs = load_fit(done.folder).best_epoch
+
+        def again(folder: Path, key: str) -> None:
+            student = _refit(
+                run, selecting, kind, knowledge, folder, label=f"refit {name}", identity=key, epochs=epochs
+            )
+            if first_process():
+                save_student(student, folder / MODEL)
+
+        done = run.stage(f"{name}-refit", {"selected": done.key}, again, together=True)
+    return load_student(done.folder / MODEL, STUDENTS)
+
+
+def fit_student(
+    run: "Pipeline",
+    training: TrainSettings,
+    kind: type[Method],
+    knowledge: Knowledge | None,
+    folder: Path,
+    *,
+    label: str,
+    identity: str,
+    on_validation: OnValidation | None = None,
+) -> tuple[Student, Fit]:
+    """Train a new student of the configured kind in `folder`, or go on with what is there; see `fit`."""
+    student, method = _new_student(run, kind, knowledge)
+    seed = run.config.seed
+
+    def validate(model: Any) -> dict[str, float]:
+        return run._validate(model, training.validate_users)
+
+    task = Task(student, run.data, training, seed=seed, validate=validate, method=method)
+    outcome = fit(task, training, folder, label=label, identity=identity, seed=seed, on_validation=on_validation)
+    return student, outcome
+
+
+def fit_conventional(
+    run: "Pipeline",
+    kind: type[Student],
+    settings: Any,
+    training: TrainSettings,
+    folder: Path,
+    *,
+    label: str,
+    identity: str,
+) -> None:
+    """Train a student of another kind or size than the run's on the targets alone, and save it in `folder`."""
+    torch.manual_seed(run.config.seed)
+    student = kind(settings, run.data.n_items)
+    plain = METHODS["plain"]
+    task = Task(
+        student,
+        run.data,
+        training,
+        seed=run.config.seed,
+        validate=lambda model: run._validate(model, training.validate_users),
+        method=plain(plain.Settings(), None),
+    )
+    outcome = fit(task, training, folder, label=label, identity=identity, seed=run.config.seed)
+    say_fit(outcome, training)
+    if first_process():
+        save_student(student, folder / MODEL)
+
+
+def _refit(
+    run: "Pipeline",
+    training: TrainSettings,
+    kind: type[Method],
+    knowledge: Knowledge | None,
+    folder: Path,
+    *,
+    label: str,
+    identity: str,
+    epochs: int,
+) -> Student:
+    """Train anew on training and validation targets together, for as many epochs as were best without the latter."""
+    student, method = _new_student(run, kind, knowledge)
+    settings = training.model_copy(update={"epochs": epochs, "validate_every": epochs})
+    measure = {training.select_by: 0.0}  # nothing is left to select by: the last epoch is kept
+    seed, dataset = run.config.seed, run.data.with_validation()
+    task = Task(student, dataset, settings, seed=seed, validate=lambda _model: measure, method=method)
+    fit(task, settings, folder, label=label, identity=identity, seed=seed)
+    return student
+
+
+def _new_student(run: "Pipeline", kind: type[Method], knowledge: Knowledge | None) -> tuple[Student, Method]:
+    torch.manual_seed(run.config.seed)
+    student = run.student_kind(run.student_settings, run.data.n_items)
+    method = kind(run.method_settings if kind is run.method_kind else kind.Settings(), knowledge)
+    student.item_table = method.item_embedding(student.item_table)
+    return student, method
+
+
+def say_fit(outcome: Fit, settings: TrainSettings) -> None:
+    """Say in one line how a training went."""
+    say(
+        f"  {len(outcome.history)} epochs, best epoch {outcome.best_epoch} with validation {settings.select_by} {outcome.best:.4f}, "
+        f"{outcome.seconds:.1f} s"
+    )
+
+
+def relevant(settings: Settings) -> dict[str, Any]:
+    """Return the settings that a training's result depends on."""
+    return settings.model_dump(exclude={"checkpoint_seconds"})

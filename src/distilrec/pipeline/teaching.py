@@ -1,0 +1,298 @@
+"""The teacher's side of a run: what is trained, who is asked, and where the answers are kept."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from distilrec.config import checked
+from distilrec.data.dataset import open_dataset
+from distilrec.data.split import Ints
+from distilrec.evaluation.rank import top_items
+from distilrec.files import hash_json, read_json, write_json
+from distilrec.knowledge.annotate import ACCOUNT, Answerer, Engine, annotate, here
+from distilrec.knowledge.examples import chosen_examples
+from distilrec.knowledge.store import Knowledge, open_knowledge, writing
+from distilrec.pipeline.asking import ask_ranker, estimate_ranker
+from distilrec.pipeline.names import named
+from distilrec.pipeline.stage import Stage
+from distilrec.pipeline.student import MODEL, fit_conventional, relevant, say_fit, student_inputs
+from distilrec.progress import first_process, say
+from distilrec.students import STUDENTS
+from distilrec.students.base import Student, load_student
+from distilrec.teachers.base import Materials, PositionTeacher
+from distilrec.teachers.llm import best_device
+from distilrec.teachers.recorded import read_recorded
+from distilrec.teachers.text import TextSettings, TextTeacher
+from distilrec.training.loop import fit
+from distilrec.training.tasks import Task
+from distilrec.training.text import TextTask
+
+if TYPE_CHECKING:
+    from distilrec.pipeline.run import Pipeline
+
+_WANTED = "wanted.json"
+
+
+class Teaching:
+    """Training and asking of the configured teacher; which of both there is to do follows from the kind of teacher."""
+
+    def __init__(self, run: "Pipeline") -> None:
+        self.run = run
+        self.kind, self.settings = run.teacher_kind, run.teacher_settings
+
+    def materials(self) -> Materials:
+        """Return what teachers are made from."""
+        run = self.run
+        return Materials(
+            dataset=run.data,
+            seed=run.config.seed,
+            id_embeddings=lambda: run.student.item_vectors(),
+            student_key=lambda: self._student_stage().key,
+        )
+
+    def _student_stage(self) -> Stage:
+        """Train the run's plain student and return the stage it lies in."""
+        _ = self.run.student
+        return self.run.stages.get("student-refit", self.run.stages["student"])
+
+    @cached_property
+    def trained(self) -> Stage | None:
+        """The stage that the teacher is trained in, done; None if it is one that is not trained."""
+        if self.kind.trained == "nothing":
+            return None
+        if self.kind.trained == "student":
+            return self._train_student()
+        return self._train_llm(TextTask if self.kind.trained == "text" else Task)
+
+    def _train_llm(self, task_kind: Callable[..., Any]) -> Stage:
+        run, training, materials = self.run, self.run.config.teach, self.materials()
+        inputs = {
+            "data": run.data.fingerprint,
+            "teacher": self.kind.name,
+            "settings": self.settings.model_dump(),
+            **self.kind.inputs(self.settings, materials),
+            "train": relevant(training),
+            "filter_seen": run.config.evaluate.filter_seen,  # in validation, too: it decides which epoch is kept
+        }
+
+        def work(folder: Path, key: str) -> None:
+            teacher = self.kind.create(self.settings, materials)
+            task = task_kind(teacher, run.data, training, seed=run.config.seed, validate=self._validate)
+            outcome = fit(task, training, folder, label="train teacher", identity=key, seed=run.config.seed)
+            say_fit(outcome, training)
+            if first_process():
+                teacher.save(folder, inputs["llm"])
+
+        return run.stage("teacher", inputs, work, together=True)
+
+    def _validate(self, model: Any) -> dict[str, float]:
+        return self.run._validate(model, self.run.config.teach.validate_users)
+
+    def _train_student(self) -> Stage:
+        """Train the conventional recommender that the teacher is, or builds on."""
+        run, training, choice = self.run, self.run.config.train, self.settings.recommender
+        if choice is None:
+            return self._student_stage()
+        kind: type[Student] = named(STUDENTS, choice.name, "student")
+        settings = checked(kind.Settings, choice.settings(), where="teacher.recommender")
+        plain = training.model_copy(update={"refit": False})
+        inputs = student_inputs(run, plain, kind, settings)
+
+        def work(folder: Path, key: str) -> None:
+            fit_conventional(run, kind, settings, plain, folder, label="train recommender", identity=key)
+
+        return run.stage("teacher", inputs, work, together=True)
+
+    def teacher(self) -> Any:
+        """Return the teacher, ready to be asked; None where others are asked, or nobody."""
+        done = self.trained
+        return self.restored(done)() if self.kind.asked == "positions" and done is not None else None
+
+    def restored(self, done: Stage) -> Callable[[], PositionTeacher]:
+        """Return what loads the trained teacher, here or in a worker."""
+        return Restore(
+            self.run.config.teacher.name, self.settings, done.folder, self.run.data.folder, self.run.config.seed
+        )
+
+    def examples(self) -> Ints:
+        """Return the ids of the examples to ask about."""
+        default = "last" if self.kind.asked == "prompts" else "all"
+        chosen = chosen_examples(self.run.data, self.run.config.annotate, default, self.run.config.seed)
+        return self.run.method_kind.select(self.run.method_settings, self.run.data, chosen)
+
+    def details(self, trained: Stage | None) -> dict[str, Any]:
+        """Return what the stored answers depend on, beside the data."""
+        settings = self.run.config.annotate
+        own = {} if self.kind.asked == "file" else {"settings": self._recorded_settings()}
+        details = {"teacher": self.kind.name, "asked": settings.content(), **own, **self._files()}
+        if trained is not None:
+            details["trained"] = trained.key
+        elif self.kind.asked == "nothing":
+            details |= self.kind.inputs(self.settings, self.materials())
+        if settings.vectors is not None:
+            own_settings = checked(TextSettings, settings.vectors, where="annotate.vectors")
+            details["vectors"] = {
+                "settings": own_settings.model_dump(),
+                **TextTeacher.inputs(own_settings, self.materials()),
+            }
+        return details
+
+    def _recorded_settings(self) -> dict[str, Any]:
+        secretless: Callable[[Any], dict[str, Any]] = getattr(
+            self.kind, "recorded_settings", lambda s: s.model_dump(mode="json")
+        )
+        return secretless(self.settings)
+
+    def _files(self) -> dict[str, Any]:
+        """Return what identifies files that a teacher's answers are read from."""
+        identify = getattr(self.kind, "files", None)
+        return {} if identify is None else {"files": identify(self.settings)}
+
+    def vectors(self, trained: Stage | None) -> torch.Tensor | None:
+        """Return the item vectors to store: of a text teacher if one is set for them, else the teacher's own."""
+        choice, materials = self.run.config.annotate.vectors, self.materials()
+        if choice is not None:
+            settings = checked(TextSettings, choice, where="annotate.vectors")
+            return TextTeacher.knowledge_vectors(None, settings, materials)
+        folder = None if trained is None else trained.folder
+        found: torch.Tensor | None = self.kind.knowledge_vectors(folder, self.settings, materials)
+        return found
+
+    def knowledge(self) -> Knowledge:
+        """Ask about what has not been asked yet, and return all that is stored."""
+        run = self.run
+        trained = self.trained
+        details = self.details(trained)
+
+        def work(folder: Path, _key: str) -> None:
+            ask = {
+                "positions": self._ask_positions,
+                "prompts": self._ask_prompts,
+                "file": self._import,
+                "nothing": self._only_vectors,
+            }[self.kind.asked]
+            ask(folder, details, trained)
+            write_json(folder / _WANTED, self._wanted())
+
+        done = run.stage("knowledge", {"data": run.data.fingerprint, **details}, work)
+        if done.cached and not self._complete(done.folder):
+            say(f"knowledge: more is wanted than {done.folder} holds")
+            work(done.folder, done.key)
+        return open_knowledge(done.folder, run.data)
+
+    def estimate(self) -> list[str]:
+        """Say what asking would take, without asking anybody. What costs nothing and is not done yet is done first: the recommender
+        of a ranker is trained.
+        """
+        if self.kind.asked != "prompts":
+            wanted = 0 if self.kind.asked in ("file", "nothing") else len(self.examples())
+            return [f"{wanted:,} examples to ask a {self.kind.name} about, which runs here: no tokens are paid for"]
+        trained = self.trained
+        folder = self.run.stage_folder("knowledge", {"data": self.run.data.fingerprint, **self.details(trained)})
+        return estimate_ranker(self, folder if folder.exists() else None, trained).lines()
+
+    def _wanted(self) -> dict[str, Any]:
+        settings = self.run.config.annotate
+        asked_of_files = self.kind.asked in ("file", "nothing")
+        examples = [] if asked_of_files else self.examples().tolist()
+        return {"examples": hash_json(examples), "caps": settings.caps.model_dump()}
+
+    def _complete(self, folder: Path) -> bool:
+        """Whether a store needs no look: it was filled for these examples, and if a cap stopped that, the caps are the same."""
+        wanted = self._wanted()
+        if not (folder / _WANTED).exists() or not (folder / ACCOUNT).exists():
+            return False
+        before, account = read_json(folder / _WANTED), read_json(folder / ACCOUNT)
+        whole = account["rows_done"] >= account["rows_total"]
+        return bool(before["examples"] == wanted["examples"] and (whole or before["caps"] == wanted["caps"]))
+
+    def _ask_positions(self, folder: Path, details: dict[str, Any], trained: Stage | None) -> None:
+        trained = _trained(trained)
+        settings, dataset = self.run.config.annotate, self.run.data
+        reach = self.kind.reach(self.settings)
+        restore = self.restored(trained) if settings.engine == "ray" else (lambda: self.run.teacher)
+        make = Answerer(restore, dataset.folder, reach, settings.top_k)
+        account = annotate(
+            make,
+            lambda: self.vectors(trained),
+            dataset,
+            self.examples(),
+            settings,
+            folder,
+            details,
+            engine=self._engine(),
+        )
+        say(
+            f"  {account['rows_done']:,} rows stored"
+            + (f", stopped by {account['stopped_by']}" * bool(account["stopped_by"]))
+        )
+
+    def _engine(self) -> Engine:
+        settings = self.run.config.annotate
+        if settings.engine == "local":
+            return here
+        from distilrec.knowledge.ray_engine import over_ray
+
+        return partial(over_ray, workers=settings.workers)
+
+    def _ask_prompts(self, folder: Path, details: dict[str, Any], trained: Stage | None) -> None:
+        ask_ranker(self, folder, details, trained)
+
+    def top_items(self, trained: Stage | None) -> Callable[[Ints, int], Ints]:
+        """Return what gives the recommender's best items of examples, those of the history left out."""
+        model = load_student(_trained(trained).folder / MODEL, STUDENTS).to(best_device())
+        return lambda examples, k: top_items(model, self.run.data, np.asarray(examples), k, filter_seen=True)
+
+    def _import(self, folder: Path, details: dict[str, Any], _trained: Stage | None) -> None:
+        recorded = read_recorded(self.settings, self.run.data)
+        for line in recorded.report.lines():
+            say(f"  {line}")
+        with writing(folder, self.run.data, details) as writer:
+            vectors = recorded.vectors if self.run.config.annotate.vectors is None else self.vectors(None)
+            if vectors is not None and not writer.has_item_vectors:
+                writer.put_item_vectors(vectors)
+            if recorded.frame.height and len(writer.done()) == 0:
+                writer.append(recorded.frame)
+            rows = len(writer.done())
+            account = {"rows_done": rows, "rows_total": rows, "report": recorded.report.as_json()}
+            write_json(folder / ACCOUNT, account)
+
+    def _only_vectors(self, folder: Path, details: dict[str, Any], _trained: Stage | None) -> None:
+        with writing(folder, self.run.data, details) as writer:
+            if not writer.has_item_vectors and (vectors := self.vectors(None)) is not None:
+                writer.put_item_vectors(vectors)
+            write_json(folder / ACCOUNT, {"rows_done": 0, "rows_total": 0})
+
+
+@dataclass(frozen=True)
+class Restore:
+    """Loads a trained teacher from its folder, in whatever process it is called."""
+
+    name: str
+    settings: Any
+    folder: Path
+    dataset: Path
+    seed: int
+
+    def __call__(self) -> PositionTeacher:
+        """Load it."""
+        from distilrec.teachers import TEACHERS
+
+        materials = Materials(open_dataset(self.dataset), self.seed, _none, _none)
+        teacher: PositionTeacher = TEACHERS[self.name].restore(self.folder, self.settings, materials)
+        return teacher
+
+
+def _none() -> Any:
+    raise RuntimeError("a trained teacher needs no student")
+
+
+def _trained(stage: Stage | None) -> Stage:
+    if stage is None:
+        raise RuntimeError("this kind of teacher is asked, but nothing says how it is trained")
+    return stage
