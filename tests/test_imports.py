@@ -7,7 +7,7 @@ import distilrec
 
 ROOT = Path(distilrec.__file__).parent
 ORDER = (
-    "errors", "columns", "progress", "files", "config", "data", "students", "teachers", "knowledge", "losses", "methods",
+    "errors", "columns", "progress", "files", "secrets", "config", "data", "students", "teachers", "knowledge", "losses", "methods",
     "training", "evaluation", "export", "serving", "pipeline", "cli", "__main__",
 )  # fmt: skip
 

@@ -135,6 +135,54 @@ def test_random_sessions_hold_out_whole_sessions(lengths: list[int], shares: tup
     assert (parts.train_end[trained] == np.asarray(lengths)[trained]).all()
 
 
+def test_last_sessions_by_hand() -> None:
+    # First moments 5 1 3 1 9: in order of time rows 1, 3 (a tie, so the order of rows), 2, 0, 4; cuts behind 3 and 4 of 5.
+    times = np.array([5, 6, 1, 50, 60, 3, 4, 1, 1, 9, 10, 11.0])
+    parts = split(offsets_of([2, 3, 2, 2, 3]), times, SplitSettings(kind="last_sessions"), seed=0)
+    assert parts.train_end.tolist() == [0, 3, 2, 2, 0]
+    assert parts.valid.tolist() == [1]
+    assert parts.test.tolist() == [11]
+    assert parts.note == ""
+
+
+@pytest.mark.parametrize(
+    ("sessions", "train", "valid", "sizes"),
+    [
+        (12_323, 0.6, 0.2, (7393, 2465, 2465)),  # floor(7393.8), floor(9858.4): HetRec's published cut
+        (10, 0.7, 0.1, (7, 1, 2)),  # 0.7 + 0.1 is 0.7999999999999999 in floats
+        (10, 0.1, 0.2, (1, 2, 7)),  # and 0.1 + 0.2 is 0.30000000000000004
+        (100, 0.29, 0.28, (29, 28, 43)),  # 100 * 0.29 is 28.999999999999996
+        (7, 0.5, 0.25, (3, 2, 2)),
+    ],
+)
+def test_sizes_of_last_sessions(sessions: int, train: float, valid: float, sizes: tuple[int, int, int]) -> None:
+    times = np.repeat(np.arange(sessions, dtype=float), 2)
+    settings = SplitSettings(kind="last_sessions", train=train, valid=valid)
+    parts = split(offsets_of([2] * sessions), times, settings, seed=0)
+    assert (np.count_nonzero(parts.train_end), len(parts.valid), len(parts.test)) == sizes
+    assert parts.train_end.tolist() == [2] * sizes[0] + [0] * (sizes[1] + sizes[2])  # the first in time
+    assert parts.test.tolist() == [2 * row + 1 for row in range(sizes[0] + sizes[1], sessions)]
+
+
+@given(data=st.data(), lengths=LENGTHS, shares=SHARES)
+def test_last_sessions_hold_out_the_latest(
+    data: st.DataObject, lengths: list[int], shares: tuple[float, float]
+) -> None:
+    offsets = offsets_of(lengths)
+    starts = np.array(data.draw(st.lists(st.integers(0, 5), min_size=len(lengths), max_size=len(lengths))), dtype=float)
+    times = np.repeat(starts, lengths) + np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+    parts = try_split("last_sessions", offsets, times, shares)
+    if parts is None:
+        return
+    check_no_leak(offsets, parts)
+    trained = np.flatnonzero(parts.train_end)
+    valid, test = (np.searchsorted(offsets, part, side="right") - 1 for part in (parts.valid, parts.test))
+    assert (parts.train_end[trained] == np.asarray(lengths)[trained]).all()
+    assert max((starts[row], row) for row in trained) < min((starts[row], row) for row in valid)
+    assert max((starts[row], row) for row in valid) < min((starts[row], row) for row in test)
+    assert set(np.concatenate([parts.valid, parts.test]).tolist()) <= set((offsets[1:] - 1).tolist())
+
+
 def test_sizes_of_random_sessions() -> None:
     parts = split(offsets_of([4] * 50), None, SplitSettings(kind="random_sessions"), seed=7)
     assert (np.count_nonzero(parts.train_end), len(parts.valid), len(parts.test)) == (30, 10, 10)
@@ -161,9 +209,10 @@ def test_sizes_of_global_time() -> None:
     assert (len(training_targets(offsets_of(lengths), parts)), len(parts.valid), len(parts.test)) == (80, 10, 10)
 
 
-def test_global_time_needs_a_clock() -> None:
-    with pytest.raises(InputError, match=r"global_time needs a time column.*data\.columns\.time=NAME"):
-        split(offsets_of([5, 5]), None, SplitSettings(kind="global_time"), seed=0)
+@pytest.mark.parametrize("kind", ["global_time", "last_sessions"])
+def test_some_splits_need_a_clock(kind: str) -> None:
+    with pytest.raises(InputError, match=rf"{kind} needs a time column.*data\.columns\.time=NAME"):
+        split(offsets_of([5, 5]), None, SplitSettings(kind=kind), seed=0)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -172,6 +221,7 @@ def test_global_time_needs_a_clock() -> None:
         ("leave_one_out", [2, 2], "no validation and no test example"),
         ("leave_one_out", [3, 3], "no training example"),
         ("random_sessions", [4], "no validation and no test example"),
+        ("last_sessions", [4, 4], "no validation example"),
         ("global_time", [1, 1], "no training and no validation and no test example"),
         ("global_time", [2], "no training and no validation example"),
     ],

@@ -102,8 +102,11 @@ class KnowledgeWriter:
 
     def stored(self, columns: Sequence[str]) -> pl.DataFrame:
         """Return some columns of all rows stored so far; a column that a shard lacks is null there."""
-        frames = [pl.read_parquet(shard, glob=False) for shard in _shards(self.folder)]
-        return pl.concat([frame.select(c for c in columns if c in frame.columns) for frame in frames], how="diagonal")
+        frames = []
+        for shard in _shards(self.folder):
+            there = pl.read_parquet_schema(shard)
+            frames.append(pl.read_parquet(shard, glob=False, columns=[name for name in columns if name in there]))
+        return pl.concat(frames, how="diagonal") if frames else pl.DataFrame()
 
     def put_item_vectors(self, vectors: Tensor) -> None:
         """Store item vectors, [N, D] float32."""

@@ -25,7 +25,6 @@ from distilrec.config import Settings
 from distilrec.data.batching import Batch
 from distilrec.data.dataset import Dataset
 from distilrec.data.sources import fetch_llm
-from distilrec.losses.catalogue import cross_entropy
 from distilrec.teachers.adapter import adapted, put_back, read_teacher, save_teacher
 from distilrec.teachers.base import Asked, Materials, Trained
 from distilrec.teachers.decode import Decoder, Prefix
@@ -109,18 +108,19 @@ class BigRec(nn.Module):
         self._search = None
         return super().train(mode)
 
-    def loss(self, tokens: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean cross-entropy of titles.
+    def states(self, tokens: Tensor) -> Tensor:
+        """Read texts.
 
         Args:
             tokens: [B, T] int64, the instruction first, right-padded.
-            positions: [S] into the flattened [B * T], the states that are supervised.
-            targets: [S] the tokens behind them.
+
+        Returns:
+            [B, T, D] float32 states; times `head` they score the next token.
         """
         precision = self.head.dtype
         with torch.autocast(tokens.device.type, precision, enabled=precision != torch.float32):
-            hidden = self.llm(input_ids=tokens, use_cache=False).last_hidden_state
-        return cross_entropy(hidden.flatten(0, 1)[positions].float(), self.head, targets, dtype=precision)
+            hidden: Tensor = self.llm(input_ids=tokens, use_cache=False).last_hidden_state
+        return hidden.float()
 
     def generate(self, histories: Tensor, lengths: Tensor, positions: Tensor) -> list[str]:
         """Write the title behind each position.

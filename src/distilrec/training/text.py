@@ -12,6 +12,7 @@ from distilrec.config import TrainSettings
 from distilrec.data.batching import plan, training_windows
 from distilrec.data.dataset import Dataset
 from distilrec.data.split import Ints
+from distilrec.losses.catalogue import cross_entropy
 from distilrec.teachers.bigrec import BigRec
 from distilrec.training.tasks import Validate
 
@@ -58,7 +59,9 @@ class TextTask(nn.Module):
 
     def forward(self, batch: TextBatch) -> dict[str, Tensor]:
         """Return the loss on a batch."""
-        return {"title": self.model.loss(batch.tokens, batch.positions, batch.targets)}
+        head = self.model.head
+        states = self.model.states(batch.tokens).flatten(0, 1)[batch.positions]
+        return {"title": cross_entropy(states, head, batch.targets, dtype=head.dtype)}
 
     def epoch(self, number: int) -> tuple[int, Callable[[int], Iterator[TextBatch]]]:
         """See `Task.epoch`."""
