@@ -10,7 +10,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PAGES = (
-    "README.md", "docs/methods/dllm2rec.md", "docs/teachers/e4srec.md", "docs/training.md", "docs/students/README.md",
+    "README.md", "docs/methods/dllm2rec.md", "docs/teachers/e4srec.md", "docs/teachers/bigrec.md",
+    "docs/annotate.md", "docs/training.md", "docs/students/README.md",
     *sorted(f"docs/students/{path.name}" for path in (ROOT / "docs/students").glob("[a-z]*.md")),
 )  # fmt: skip
 DATASETS = {"amazon-beauty": "Amazon Beauty", "amazon-toys": "Amazon Toys", "ml-100k": "MovieLens-100K"}
@@ -52,7 +53,30 @@ def tables() -> dict[str, str]:
     floor, scale = ROOT / "results/floor.json", ROOT / "results/scale.json"
     if floor.exists() and scale.exists():
         found["floor-table"] = floor_table(*(json.loads(path.read_text(encoding="utf-8")) for path in (floor, scale)))
+    annotation = ROOT / "results/annotation.json"
+    if annotation.exists():
+        found["annotation-table"] = annotation_table(json.loads(annotation.read_text(encoding="utf-8")))
     return found
+
+
+def annotation_table(figures: dict[str, Any]) -> str:
+    """Return rows per second of local teachers beside a plain loop."""
+    lines = [
+        "| teacher | precision | rows/s | plain loop | ratio | same top 20, in order | shared of top 20 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in ("e4srec", "bigrec"):
+        for precision, part in figures.get(name, {}).get("precisions", {}).items():
+            lines.append(
+                f"| {name} | {precision} | {part['rows_per_s']:.1f} | {part['naive_rows_per_s']:.2f} | {part['ratio']:.1f} "
+                f"| {part['identical_rankings']:.1%} | {part['overlap_top20']:.1%} |"
+            )
+    lines += [
+        "",
+        f"MovieLens-100K, SmolLM2-135M, {figures['machine']}; medians of several repeats. The plain loop asks about one example at a "
+        "time, reads the whole prompt each time, and scores every position (e4srec) or calls transformers' beam search (bigrec).",
+    ]
+    return "\n".join(lines)
 
 
 def floor_table(floor: dict[str, Any], scale: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Windows, plans and batches against naive loops."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distilrec.data.batching import Windows, batches, held_out_windows, make_batch, plan, training_windows
+from distilrec.data.batching import (
+    Batch,
+    Windows,
+    batches,
+    held_out_windows,
+    make_batch,
+    plan,
+    single_positions,
+    training_windows,
+)
 from distilrec.data.dataset import Dataset
 from distilrec.data.split import Split
 
@@ -190,3 +200,36 @@ def test_a_batch_of_the_tiny_data_set_asks_for_the_next_item(tiny_dataset: Datas
     last = make_batch(tiny_dataset, held, np.arange(len(held)))
     assert torch.equal(last.examples, torch.from_numpy(np.array(tiny_dataset.examples("test"))))
     assert last.lengths.tolist() == [min(8, length - 1) for length in np.diff(tiny_dataset.offsets)]
+
+
+@given(data=datasets(), cut=cuts(), seed=st.integers(0, 9))
+def test_single_positions_like_a_naive_loop(data: Dataset, cut: dict[str, Any], seed: int) -> None:
+    windows = training_windows(data, **cut)
+    if len(windows) == 0:
+        return
+    whole = make_batch(data, windows, np.arange(len(windows)))
+    kept = torch.from_numpy(np.random.default_rng(seed).permutation(len(whole.targets)))[: 1 + len(whole.targets) // 2]
+    whole = replace(
+        whole, positions=whole.positions[kept], targets=whole.targets[kept], examples=whole.examples[kept]
+    )
+    alone = single_positions(whole)
+    columns = whole.histories.shape[1]
+    assert alone.histories.shape == (len(kept), columns)
+    for number, position in enumerate(whole.positions.tolist()):
+        row, last = divmod(position, columns)
+        before = whole.histories[row, : last + 1].tolist()
+        assert alone.histories[number].tolist() == before + [0] * (columns - len(before))
+        assert alone.lengths[number].item() == len(before)
+        assert alone.positions[number].item() == number * columns + last
+    assert torch.equal(alone.targets, whole.targets)
+    assert torch.equal(alone.examples, whole.examples)
+
+
+def test_single_positions_by_hand() -> None:
+    histories = torch.tensor([[5, 6, 7], [8, 0, 0]])
+    batch = Batch(histories, torch.tensor([3, 1]), torch.tensor([0, 2, 3]), *(torch.tensor([6, 9, 4]),) * 2)
+    alone = single_positions(batch)
+    assert alone.histories.tolist() == [[5, 0, 0], [5, 6, 7], [8, 0, 0]]
+    assert alone.lengths.tolist() == [1, 3, 1]
+    assert alone.positions.tolist() == [0, 5, 6]
+    assert batch.histories.tolist() == [[5, 6, 7], [8, 0, 0]]  # the one it came from is left alone

@@ -14,10 +14,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distilrec.columns import EXAMPLE, ITEMS, SCORES
+from distilrec.columns import EXAMPLE, ITEMS, REPLY, SCORES, TOKENS_IN
 from distilrec.data.dataset import Dataset
 from distilrec.errors import FingerprintError, InputError, LockedError
-from distilrec.knowledge.store import FORMAT, open_knowledge, writing
+from distilrec.files import read_json, write_json
+from distilrec.knowledge.store import FORMAT, NOTHING, open_knowledge, writing
 
 DETAILS: dict[str, Any] = {"teacher": "t1", "settings": {"top_k": 2}}
 
@@ -217,3 +218,126 @@ def test_arrays_are_of_the_promised_types(tmp_path: Path, tiny_dataset: Dataset)
     knowledge = open_knowledge(tmp_path, tiny_dataset)
     assert (knowledge.examples.dtype, knowledge.items.dtype, knowledge.scores.dtype) == (np.int64, np.int64, np.float32)
     assert knowledge.items.tolist() == [[1, 2], [3, 4]]
+
+
+def ragged(*lists: tuple[int, list[int]]) -> pl.DataFrame:
+    """Say of each example its items, with scores -1, -2, .. ."""
+    return pl.DataFrame(
+        {
+            EXAMPLE: [example for example, _ in lists],
+            ITEMS: [items for _, items in lists],
+            SCORES: [[-float(rank) for rank in range(1, len(items) + 1)] for _, items in lists],
+        },
+        schema={EXAMPLE: pl.Int64, ITEMS: pl.List(pl.Int32), SCORES: pl.List(pl.Float32)},
+    )
+
+
+def test_rankings_of_different_lengths(tmp_path: Path, tiny_dataset: Dataset) -> None:
+    with writing(tmp_path, tiny_dataset, DETAILS) as writer:
+        writer.append(ragged((30, [5]), (10, [7, 8, 9])))
+        writer.append(ragged((20, [0, 4])))
+    knowledge = open_knowledge(tmp_path, tiny_dataset)
+    assert knowledge.examples.tolist() == [10, 20, 30]
+    assert knowledge.items.tolist() == [[7, 8, 9], [0, 4, 0], [5, 0, 0]]
+    assert knowledge.scores.tolist() == [[-1, -2, -3], [-1, -2, NOTHING], [-1, NOTHING, NOTHING]]
+    items, scores, asked = knowledge.rankings(torch.tensor([30, 25, 20]))
+    assert asked.tolist() == [True, False, True]
+    assert items[asked].tolist() == [[5, 0, 0], [0, 4, 0]]
+    assert scores[asked].tolist() == [[-1, NOTHING, NOTHING], [-1, -2, NOTHING]]
+
+
+ROWS = st.dictionaries(st.integers(0, 50), st.lists(st.integers(0, 19), max_size=5), min_size=1, max_size=8)
+
+
+@given(first=ROWS, second=ROWS)
+def test_any_lengths_come_back_and_empty_lists_count_as_asked(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_dataset: Dataset,
+    first: dict[int, list[int]],
+    second: dict[int, list[int]],
+) -> None:
+    folder = tmp_path_factory.mktemp("store")
+    second = {example: items for example, items in second.items() if example not in first}
+    with writing(folder, tiny_dataset, DETAILS) as writer:
+        writer.append(ragged(*first.items()))
+        writer.append(ragged(*second.items()))
+        assert writer.done().tolist() == sorted({*first, *second})  # what gave nothing is not asked again
+    knowledge = open_knowledge(folder, tiny_dataset)
+    said = {example: items for example, items in (first | second).items() if items}
+    assert knowledge.examples.tolist() == sorted(said)
+    width = max(map(len, said.values()), default=0)
+    assert knowledge.items.shape == knowledge.scores.shape == (len(said), width)
+    for example, items, scores in zip(knowledge.examples.tolist(), knowledge.items, knowledge.scores, strict=True):
+        there = scores > NOTHING
+        assert items[there].tolist() == said[example]
+        assert scores[there].tolist() == [-rank for rank in range(1, len(said[example]) + 1)]
+        assert there.tolist() == sorted(there.tolist(), reverse=True)
+        assert not items[~there].any()
+
+
+def test_a_store_of_item_vectors_alone(tmp_path: Path, tiny_dataset: Dataset) -> None:
+    vectors = torch.arange(60.0).reshape(20, 3)
+    with writing(tmp_path, tiny_dataset, DETAILS) as writer:
+        writer.put_item_vectors(vectors)
+    knowledge = open_knowledge(tmp_path, tiny_dataset)
+    assert knowledge.item_vectors is not None
+    assert torch.equal(knowledge.item_vectors, vectors)
+    assert (knowledge.examples.shape, knowledge.items.shape, knowledge.scores.shape) == ((0,), (0, 0), (0, 0))
+    with pytest.raises(InputError, match="holds no rankings"):
+        knowledge.rankings(torch.tensor([1]))
+
+
+def test_a_store_whose_every_ranking_is_empty(tmp_path: Path, tiny_dataset: Dataset) -> None:
+    with writing(tmp_path, tiny_dataset, DETAILS) as writer:
+        writer.append(ragged((3, []), (4, [])))
+    knowledge = open_knowledge(tmp_path, tiny_dataset)
+    assert knowledge.examples.tolist() == []
+    with pytest.raises(InputError, match="holds no rankings"):
+        knowledge.rankings(torch.tensor([3]))
+
+
+def test_the_digest_tells_which_examples_there_are(tmp_path: Path, tiny_dataset: Dataset) -> None:
+    digests = []
+    for number, shards in enumerate([[(1, 2)], [(2,), (1,)], [(1,)], [(1, 3)], [(1, 2), (3,)]]):
+        with writing(tmp_path / str(number), tiny_dataset, DETAILS) as writer:
+            for examples in shards:
+                writer.append(rows_of(*examples))
+        digests.append(open_knowledge(tmp_path / str(number), tiny_dataset).digest)
+    assert digests[0] == digests[1]  # whatever the order they came in
+    assert len(set(digests)) == 4
+    assert len(digests[0]) == 64
+
+
+def test_versions_are_kept_and_not_compared(tmp_path: Path, tiny_dataset: Dataset) -> None:
+    with writing(tmp_path, tiny_dataset, DETAILS) as writer:
+        writer.append(rows_of(1))
+    manifest = tmp_path / "manifest.json"
+    older = {**read_json(manifest), "made_with": {"distilrec": "0.0.1", "torch": "1.0"}}
+    write_json(manifest, older)
+    with writing(tmp_path, tiny_dataset, DETAILS) as writer:
+        writer.append(rows_of(2))
+    assert read_json(manifest) == older
+    assert open_knowledge(tmp_path, tiny_dataset).examples.tolist() == [1, 2]
+    write_json(manifest, {key: value for key, value in older.items() if key != "made_with"})
+    with writing(tmp_path, tiny_dataset, DETAILS):
+        pass
+
+
+def test_columns_of_all_rows_stored(tmp_path: Path, tiny_dataset: Dataset) -> None:
+    with writing(tmp_path, tiny_dataset, DETAILS) as writer:
+        assert writer.stored([EXAMPLE, TOKENS_IN]).height == 0
+        writer.append(rows_of(3).with_columns(pl.Series(TOKENS_IN, [11]), pl.Series(REPLY, ["3 2 1"])))
+        writer.append(rows_of(1, 2))
+        writer.append(rows_of(4).with_columns(pl.Series(TOKENS_IN, [13])))
+        found = writer.stored([EXAMPLE, TOKENS_IN])
+        assert found.columns == [EXAMPLE, TOKENS_IN]
+        assert found.rows() == [(3, 11), (1, None), (2, None), (4, 13)]
+        assert writer.stored([EXAMPLE]).rows() == [(3,), (1,), (2,), (4,)]
+
+
+def test_the_journal_lies_in_the_store_and_outlives_its_writer(tmp_path: Path, tiny_dataset: Dataset) -> None:
+    with writing(tmp_path, tiny_dataset, DETAILS) as writer:
+        writer.journal.add([{"example": 5, "reply": "1 2"}])
+    with writing(tmp_path, tiny_dataset, DETAILS) as writer:
+        assert writer.journal.read() == [{"example": 5, "reply": "1 2"}]
+        assert writer.journal.path.parent == tmp_path

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from distilrec.losses.catalogue import cross_entropy, weighted_cross_entropy
 
@@ -218,3 +219,58 @@ def test_in_bfloat16_it_is_nearly_the_same() -> None:
         assert near.dtype == torch.float32
         assert (near - exact).norm() / exact.norm() < 0.02
         assert not torch.equal(near, exact)
+
+
+@pytest.mark.parametrize("chunk_elements", CHUNKS)
+def test_a_frozen_table_gets_no_gradient_and_the_states_get_the_same(chunk_elements: int) -> None:
+    states, table, items, weights = problem()
+    wanted = torch.autograd.grad(weighted_cross_entropy(states, table, items, weights)[0], states)[0]
+    frozen = table.detach()
+    loss, parts = weighted_cross_entropy(states, frozen, items, weights, chunk_elements=chunk_elements)
+    same(loss, naive(states, table, items, weights)[0])
+    same(parts.sum(), loss.detach())
+    (2.0 * loss).backward()
+    same(states.grad, 2.0 * wanted)
+    assert frozen.grad is None
+    assert table.grad is None
+
+
+def test_frozen_states_get_no_gradient_and_the_table_gets_the_same() -> None:
+    states, table, items, weights = problem()
+    wanted = torch.autograd.grad(weighted_cross_entropy(states, table, items, weights)[0], table)[0]
+    loss, _ = weighted_cross_entropy(states.detach(), table, items, weights)
+    same(torch.autograd.grad(loss, table)[0], wanted)
+
+
+def test_no_room_is_made_for_the_gradient_of_a_frozen_table() -> None:
+    """A language model's head has more rows than all states have numbers."""
+    made: list[tuple[int, ...]] = []
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, Tensor):
+                made.append(tuple(result.shape))
+            return result
+
+    for needs_gradient in (True, False):
+        states, table, items, weights = problem()
+        table = table.detach().requires_grad_(needs_gradient)
+        made.clear()
+        with Watching():
+            weighted_cross_entropy(states, table, items, weights, chunk_elements=N_ITEMS)[0].backward()
+        assert ((N_ITEMS, WIDTH) in made) == needs_gradient
+
+
+def test_a_frozen_table_in_bfloat16_under_states_in_float32() -> None:
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(40, 16, generator=generator, requires_grad=True)
+    table = torch.randn(200, 16, generator=generator)
+    targets = torch.randint(200, (40,), generator=generator)
+    rough = cross_entropy(states, table.bfloat16(), targets, dtype=torch.bfloat16, chunk_elements=7 * 200)
+    exact = cross_entropy(states, table, targets)
+    assert rough.dtype == torch.float32
+    assert abs(rough.item() / exact.item() - 1) < 0.01
+    near, far = torch.autograd.grad(rough, states)[0], torch.autograd.grad(exact, states)[0]
+    assert near.dtype == torch.float32
+    assert (near - far).norm() / far.norm() < 0.02

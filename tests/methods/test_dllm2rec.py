@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from distilrec.config import checked
+from distilrec.config import LossSettings, checked
 from distilrec.data.batching import Batch
 from distilrec.errors import ConfigError, InputError
-from distilrec.knowledge.store import Knowledge
+from distilrec.knowledge.store import NOTHING, Knowledge
+from distilrec.losses.objective import Objective
 from distilrec.methods.dllm2rec import (
     DLLM2Rec,
     DLLM2RecSettings,
@@ -264,3 +266,104 @@ def test_rankings_are_looked_up_by_example_not_by_place() -> None:
     for row, place in ((0, 4), (1, 0), (3, 2)):
         assert items[row].tolist() == said.items[place].tolist()
         assert scores[row].tolist() == said.scores[place].tolist()
+
+
+def short(scores: list[list[float]], items: list[list[int]], examples: Sequence[int]) -> Knowledge:
+    """Knowledge whose rankings may end early, with `NOTHING` for a score."""
+    return Knowledge(
+        {}, np.array(examples, dtype=np.int64), np.array(items, dtype=np.int64), np.array(scores), torch.ones(N_ITEMS, 2)
+    )
+
+
+def test_ended_places_weigh_nothing_by_hand() -> None:
+    settings = DLLM2RecSettings(
+        position_weight=2.0, confidence_weight=3.0, beta=1 / math.log(2), confidence_temperature=2.0
+    )
+    # Two of three places: 2^-r is 1/2, 1/4 of 3/4; scores 2 log 3 and 0 by temperature 2 are 3, 1 of 4. One place: all of both.
+    scores = torch.tensor([[2 * math.log(3), 0.0, NOTHING], [-7.0, NOTHING, NOTHING]], dtype=torch.float64)
+    expected = [[2 * 2 / 3 + 3 * 3 / 4, 2 / 3 + 3 / 4, 0.0], [5.0, 0.0, 0.0]]
+    torch.testing.assert_close(importance_weights(scores, settings), torch.tensor(expected, dtype=torch.float64))
+
+
+def test_loss_of_a_ranking_that_has_ended_by_hand() -> None:
+    # One state, logits 0, log 2, log 5 and no more: probabilities 1/8, 2/8, 5/8. Item 1 alone is ranked.
+    states = torch.tensor([[1.0]], dtype=torch.float64)
+    table = torch.tensor([[0.0], [math.log(2)], [math.log(5)]], dtype=torch.float64)
+    said = Knowledge({}, np.array([4]), np.array([[1, 0, 0]]), np.array([[-3.0, NOTHING, NOTHING]]), torch.ones(3, 2))
+    for changes in ({}, {"consistency_weight": 9.0}, {"top_k": 2}, {"position_weight": 0, "confidence_weight": 0}):
+        settings = DLLM2RecSettings.model_validate({"ranking_weight": 0.7, **changes})
+        asked = replace(batch((4,)), targets=torch.tensor([2]))
+        parts = DLLM2Rec(settings, said).loss(asked, states.requires_grad_(), table)
+        assert parts["ranking"].item() == pytest.approx(0.7 * math.log(4)), changes
+        assert parts["target"].item() == pytest.approx(math.log(8 / 5))
+
+
+def test_short_rankings_beside_long_ones_equal_each_alone() -> None:
+    lists = {2: [3, 1, 7, 9], 3: [5], 5: [0, 8], 9: [4, 2, 6]}
+    scores = {example: [-0.5 * rank for rank in range(len(items))] for example, items in lists.items()}
+    padded = short(
+        [row + [NOTHING] * (4 - len(row)) for row in scores.values()],
+        [row + [0] * (4 - len(row)) for row in lists.values()],
+        list(lists),
+    )
+    settings = DLLM2RecSettings(top_k=3, consistency_weight=0.0)  # the student's own top 3 differs from its top 1
+    states, table = student(len(lists))
+    asked = batch(tuple(lists))
+    total, gradient = 0.0, torch.zeros_like(table)
+    for row, (example, items) in enumerate(lists.items()):
+        method = DLLM2Rec(settings, short([scores[example]], [items], [example]))
+        one = replace(batch((example,)), targets=asked.targets[row : row + 1])
+        parts = method.loss(one, states[row : row + 1], table)
+        total += sum(part.item() for part in parts.values()) / len(lists)
+        gradient += torch.autograd.grad(sum(parts.values()), table)[0] / len(lists)
+    together = DLLM2Rec(settings, padded).loss(asked, states, table)
+    assert sum(part.item() for part in together.values()) == pytest.approx(total)
+    torch.testing.assert_close(torch.autograd.grad(sum(together.values()), table)[0], gradient)
+
+
+def test_what_stands_behind_an_end_is_never_looked_at() -> None:
+    """Item 0 fills the places behind an end; neither it nor another item there changes anything."""
+    scores = [[-1.0, NOTHING, NOTHING], [-1.0, -2.0, NOTHING]]
+    found = []
+    for filler in (0, 11):
+        said = short(scores, [[6, filler, filler], [7, 8, filler]], [2, 3])
+        states, table = student(2)
+        parts = DLLM2Rec(DLLM2RecSettings(consistency_weight=5.0), said).loss(batch((2, 3)), states, table)
+        gradients = torch.autograd.grad(sum(parts.values()), (states, table))
+        found.append([*(part.detach() for part in parts.values()), *gradients])
+    for first, second in zip(*found, strict=True):
+        torch.testing.assert_close(first, second)
+
+
+def test_what_is_switched_off_needs_nothing() -> None:
+    cases = {
+        (0.7, 0.3): {"rankings", "item_vectors"},
+        (0.7, 0.0): {"rankings"},
+        (0.0, 0.3): {"item_vectors"},
+        (0.0, 0.0): set(),
+    }
+    for (ranking, embedding), needs in cases.items():
+        settings = DLLM2RecSettings(ranking_weight=ranking, embedding_weight=embedding)
+        assert DLLM2Rec.needs_of(settings) == needs
+    DLLM2Rec(DLLM2RecSettings(ranking_weight=0, embedding_weight=0), None)
+    DLLM2Rec(DLLM2RecSettings(embedding_weight=0), knowledge(vectors=False))
+
+
+def vectors_only() -> Knowledge:
+    return Knowledge(
+        {}, np.empty(0, dtype=np.int64), np.empty((0, 0), dtype=np.int64), np.empty((0, 0)), torch.randn(N_ITEMS, 4)
+    )
+
+
+def test_item_vectors_alone_are_enough_where_rankings_weigh_nothing() -> None:
+    method = DLLM2Rec(DLLM2RecSettings(ranking_weight=0), vectors_only())
+    method.objective = Objective(LossSettings(name="ce"), torch.ones(N_ITEMS), None)
+    assert isinstance(method.item_embedding(ItemTable(N_ITEMS, WIDTH)), InformedTable)
+    states, table = student()
+    parts = method.loss(batch(), states, table)
+    assert set(parts) == {"target"}
+    torch.testing.assert_close(
+        parts["target"], torch.nn.functional.cross_entropy(states @ table.T, batch().targets)
+    )
+    with pytest.raises(InputError, match="needs rankings and this teacher gave none"):
+        DLLM2Rec(DLLM2RecSettings(), vectors_only())

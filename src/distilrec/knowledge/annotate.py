@@ -56,12 +56,14 @@ class Answerer:
         dataset: its folder.
         max_length: most history items that the teacher reads.
         top_k: how many items are stored of each example.
+        tokens_per_item: what an item counts in a batch.
     """
 
     restore: Callable[[], PositionTeacher]
     dataset: Path
     max_length: int
     top_k: int
+    tokens_per_item: int = 1
 
     def __call__(self) -> Answer:
         """Load teacher and data, and return what does a job."""
@@ -115,7 +117,7 @@ def annotate(
         done = writer.done()
         jobs = [
             replace(job, wanted=left)
-            for job in jobs_of(dataset, make.max_length, examples, settings.batch_tokens)
+            for job in jobs_of(dataset, make.max_length, examples, settings.batch_tokens // make.tokens_per_item)
             if len(left := np.setdiff1d(job.wanted, done, assume_unique=True))
         ]
         jobs, stopped_by = _capped(jobs, settings.caps, len(done))

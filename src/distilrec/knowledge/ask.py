@@ -5,8 +5,8 @@ The same command resumes a run however it ended: rows in shards and replies in t
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Generic
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Generic, Protocol, runtime_checkable
 
 from distilrec.config import AnnotateSettings
 from distilrec.errors import DistilrecError
@@ -18,9 +18,19 @@ from distilrec.knowledge.prices import Price, check_price
 from distilrec.knowledge.serving import Serving
 from distilrec.knowledge.store import KnowledgeWriter
 from distilrec.progress import bar
-from distilrec.teachers.backends.base import Backend, Batched, Served
+from distilrec.teachers.backends.base import Backend, Batched, Prompt, Reply, Served
 
 _WINDOW = 64  # prompts that a batched backend is given at most, and among which those of like length are put together
+
+
+@runtime_checkable
+class SideBySide(Batched, Protocol):
+    """A batched backend that works on several batches at a time."""
+
+    workers: int
+
+    def complete_all(self, batches: Sequence[Sequence[Prompt]]) -> Iterator[tuple[int, list[Reply]]]:
+        """Answer all batches and yield the place of each with its replies, in the order they are done."""
 
 
 def ask(
@@ -73,18 +83,30 @@ def ask(
 
 
 def _complete(job: Job[Q], backend: Batched) -> None:
-    """Ask a backend in this process, batch by batch; the journal has a batch before the next one begins."""
+    """Ask a backend batch by batch; the journal has a batch before anything else happens to it."""
     waiting: list[tuple[Q, int]] = []
     while window := _window(job, backend, waiting):
-        for batch in _batches(window, job.settings.batch_tokens):
+        for batch, replies in _answered(backend, _batches(window, job.settings.batch_tokens)):
             job.requests += 1
-            replies = backend.complete([entry.question.prompt for entry in batch])
             pairs = list(zip(batch, replies, strict=True))
             job.ledger.add([job.charge(entry.question, entry.attempt, entry.ticket, reply) for entry, reply in pairs])
             for entry in batch:
                 attempt = job.after_reply(entry.question)
                 if attempt is not None:
                     waiting.append((entry.question, attempt))
+
+
+def _answered(
+    backend: Batched, batches: Sequence[list["_Entry[Q]"]]
+) -> Iterator[tuple[list["_Entry[Q]"], list[Reply]]]:
+    """Yield each batch with its replies as soon as they are there."""
+    prompts = [[entry.question.prompt for entry in batch] for batch in batches]
+    if isinstance(backend, SideBySide):
+        for place, replies in backend.complete_all(prompts):
+            yield batches[place], replies
+    else:
+        for batch, asked in zip(batches, prompts, strict=True):
+            yield batch, backend.complete(asked)
 
 
 class _Entry(Generic[Q]):
@@ -97,7 +119,8 @@ class _Entry(Generic[Q]):
 def _window(job: Job[Q], backend: Batched, waiting: list[tuple[Q, int]]) -> list[_Entry[Q]]:
     """Take the next questions, those of `waiting` first; what no cap allows any more goes back there."""
     window: list[_Entry[Q]] = []
-    while len(window) < _WINDOW and (found := waiting.pop(0) if waiting else job.next()) is not None:
+    most = _WINDOW * (backend.workers if isinstance(backend, SideBySide) else 1)
+    while len(window) < most and (found := waiting.pop(0) if waiting else job.next()) is not None:
         question, attempt = found
         tokens = backend.count_tokens(question.prompt)
         ticket = job.reserve(question, attempt, tokens)

@@ -69,4 +69,4 @@ def _selected(dataset: Dataset, path: Path, by: str) -> Ints:
             where=str(path),
             remedy="Take them out, or set annotate.selection_by to example or user, whichever they are.",
         )
-    return np.array(list(known.values()), dtype=np.int64)
+    return np.unique(np.array(list(known.values()), dtype=np.int64))  # 7 and 07 are one example

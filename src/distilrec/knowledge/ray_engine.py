@@ -1,26 +1,24 @@
-"""Does the jobs of an annotation on several workers, of one machine or many, by Ray (extra `ray`).
+"""Asks teachers on several workers, of one machine or many, by Ray (extra `ray`).
 
-The driver hands out jobs and is the only one that writes the store, so one lock, one budget and one journal hold for all. A
-worker that is lost is started again, and only the jobs it had at the time are done again. Workers see the same folders: teacher
-and data set must lie where every machine can read them.
+The driver hands out what is to be asked and is the only one that writes the store, so one lock, one budget and one journal hold
+for all. Teacher and data set must lie where every machine can read them.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from operator import attrgetter, methodcaller
 from typing import Any
 
 import polars as pl
 
-from distilrec.errors import DistilrecError, InputError
 from distilrec.knowledge.annotate import Answer, Job
-from distilrec.progress import say
-
-_AHEAD = 2  # jobs a worker has at a time: one at work, one waiting, so that it never idles
-_TRIES = 5  # a job that so many workers died over is the cause itself
+from distilrec.knowledge.ray_pool import Pool, pool_of
+from distilrec.teachers.backends.base import Batched, Prompt, Reply
 
 
-def over_ray(make: Callable[[], Answer], jobs: Sequence[Job], *, workers: int) -> Iterator[pl.DataFrame]:
-    """Do jobs on `workers` Ray actors and yield what comes out of each, in the order they finish.
+def over_ray(make: Callable[[], Answer], jobs: Sequence[Job], *, workers: int) -> Generator[pl.DataFrame, None, None]:
+    """Do jobs on `workers` Ray workers and yield what comes out of each, in the order they finish.
 
     Args:
         make: gives what does a job; called once by each worker.
@@ -28,89 +26,76 @@ def over_ray(make: Callable[[], Answer], jobs: Sequence[Job], *, workers: int) -
         workers: how many.
 
     Raises:
-        InputError: Ray is not installed.
+        InputError: Ray is not installed, or cannot be reached.
         DistilrecError: a job failed with an error of ours, or too many workers died over one.
     """
     if not jobs:
         return
-    ray = _ray()
-    started = not ray.is_initialized()
-    if started:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="error", configure_logging=False)
-    try:
-        yield from _Pool(ray, make, min(workers, len(jobs))).run(jobs)
-    finally:
-        if started:
-            ray.shutdown()
+    with pool_of(make, min(workers, len(jobs))) as pool:
+        for _, frame in pool.run(jobs):
+            yield frame
 
 
-def _ray() -> Any:
-    try:
-        import ray
-    except ImportError:
-        raise InputError(
-            "Ray is not installed.", remedy='Run `pip install "distilrec[ray]"`, or leave annotate.engine at local.'
-        ) from None
-    return ray
+@contextmanager
+def backend_over_ray(open_backend: Callable[[], Batched], workers: int) -> Iterator["RayBackend"]:
+    """Open a backend on each of `workers` Ray workers; they end with the block.
+
+    Args:
+        open_backend: opens it; called once by each worker.
+        workers: how many.
+
+    Raises:
+        InputError: Ray is not installed, or cannot be reached.
+    """
+    with pool_of(_Opener(open_backend), workers) as pool:
+        yield RayBackend(pool, workers)
 
 
-class _Worker:
-    """Lives in a process of its own."""
+class RayBackend:
+    """A `SideBySide` backend; this process holds no model, so also what is asked about one goes to a worker."""
 
-    def __init__(self, make: Callable[[], Answer]) -> None:
-        self._answer = make()
+    def __init__(self, pool: Pool[Callable[[Batched], Any], Any], workers: int) -> None:
+        self._pool, self.workers = pool, workers
 
-    def do(self, job: Job) -> pl.DataFrame:
-        return self._answer(job)
+    @cached_property
+    def model(self) -> str:
+        """See `Batched.model`."""
+        found: str = self._ask(attrgetter("model"))
+        return found
+
+    def identity(self) -> dict[str, Any]:
+        """See `Served.identity`."""
+        found: dict[str, Any] = self._ask(methodcaller("identity"))
+        return found
+
+    def count_tokens(self, prompt: Prompt) -> int:
+        """See `Served.count_tokens`."""
+        found: int = self._ask(methodcaller("count_tokens", prompt))
+        return found
+
+    def count_text(self, text: str) -> int:
+        """See `Served.count_text`."""
+        found: int = self._ask(methodcaller("count_text", text))
+        return found
+
+    def complete(self, prompts: Sequence[Prompt]) -> list[Reply]:
+        """See `Batched.complete`."""
+        return dict(self.complete_all([prompts]))[0]
+
+    def complete_all(self, batches: Sequence[Sequence[Prompt]]) -> Iterator[tuple[int, list[Reply]]]:
+        """See `SideBySide.complete_all`."""
+        return self._pool.run([methodcaller("complete", list(batch)) for batch in batches])
+
+    def _ask(self, job: Callable[[Batched], Any]) -> Any:
+        return dict(self._pool.run([job]))[0]
 
 
-class _Pool:
-    def __init__(self, ray: Any, make: Callable[[], Answer], workers: int) -> None:
-        self._ray = ray
-        cores = max(1.0, ray.cluster_resources().get("CPU", 1.0))
-        gpus = ray.cluster_resources().get("GPU", 0.0)
-        options = {"num_cpus": min(1.0, cores / workers), "num_gpus": min(1.0, gpus / workers), "max_restarts": -1}
-        kind = ray.remote(_Worker).options(**options)
-        self._actors = [kind.remote(make) for _ in range(workers)]
+class _Opener:
+    """Opens a backend in a worker, and gives what asks it."""
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[pl.DataFrame]:
-        waiting = deque((job, 1) for job in jobs)
-        running: dict[Any, tuple[Job, int, Any]] = {}
-        try:
-            while waiting or running:
-                self._hand_out(waiting, running)
-                (done,), _ = self._ray.wait(list(running), num_returns=1)
-                job, tries, _actor = running.pop(done)
-                frame = self._result(done, job, tries)
-                if frame is None:
-                    waiting.appendleft((job, tries + 1))
-                else:
-                    yield frame
-        finally:
-            for actor in self._actors:
-                self._ray.kill(actor)
+    def __init__(self, open_backend: Callable[[], Batched]) -> None:
+        self._open = open_backend
 
-    def _hand_out(self, waiting: deque[tuple[Job, int]], running: dict[Any, tuple[Job, int, Any]]) -> None:
-        for _ in range(_AHEAD):
-            for actor in self._actors:
-                busy = sum(one is actor for _job, _tries, one in running.values())
-                if waiting and busy < _AHEAD:
-                    job, tries = waiting.popleft()
-                    running[actor.do.remote(job)] = (job, tries, actor)
-
-    def _result(self, done: Any, job: Job, tries: int) -> pl.DataFrame | None:
-        """Return what came out of a job; None if its worker was lost and it is to be done again."""
-        try:
-            frame: pl.DataFrame = self._ray.get(done)
-        except (self._ray.exceptions.RayActorError, self._ray.exceptions.WorkerCrashedError):
-            if tries >= _TRIES:
-                raise DistilrecError(
-                    f"{tries} workers died over the same {len(job.wanted)} examples.",
-                    remedy="See their memory and Ray's logs; lower annotate.batch_tokens or annotate.workers.",
-                ) from None
-            say("  a worker was lost; what it had at the time is done again")
-            return None
-        except self._ray.exceptions.RayTaskError as error:
-            cause = getattr(error, "cause", None)
-            raise cause if isinstance(cause, DistilrecError) else error from None
-        return frame
+    def __call__(self) -> Callable[[Callable[[Batched], Any]], Any]:
+        backend = self._open()
+        return lambda job: job(backend)

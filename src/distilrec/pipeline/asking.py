@@ -1,6 +1,9 @@
 """Asking the ranker: hints once, an estimate of what the rest will cost, then a question for each example."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +19,7 @@ from distilrec.pipeline.stage import Stage
 from distilrec.progress import say
 from distilrec.teachers.backends import open_backend
 from distilrec.teachers.backends.base import Backend, BackendError, Prompt
-from distilrec.teachers.ranker import Ranker
+from distilrec.teachers.ranker import Ranker, RankerSettings
 
 if TYPE_CHECKING:
     from distilrec.pipeline.teaching import Teaching
@@ -28,20 +31,39 @@ def ask_ranker(teaching: "Teaching", folder: Path, details: dict[str, Any], trai
     """Fill a store by asking the ranker's backend; a killed run resumes, and nothing is paid twice."""
     run, settings = teaching.run, teaching.run.config.annotate
     ranker = Ranker(teaching.settings, run.data, teaching.top_items(trained), run.config.seed)
-    backend = open_backend(teaching.settings, settings.requests.timeout_seconds)
-    details = details | {"backend": _identity(backend)}
-    price = price_of_backend(backend, settings.prices)
-    with writing(folder, run.data, details) as writer:
-        if not writer.has_item_vectors and (vectors := teaching.vectors(trained)) is not None:
-            writer.put_item_vectors(vectors)
-        hints, settings = _hints(ranker, backend, folder, settings, price)
-        examples = np.setdiff1d(teaching.examples(), writer.done(), assume_unique=True)
-        for line in _estimate(ranker, backend, examples, hints, writer, settings, price, run.config.seed).lines():
-            say(f"  {line}")
-        wanted = teaching.examples()
-        account = ask(ranker.questions(wanted, hints), len(wanted), backend, ranker.read, writer, settings, price=price)
+    with _backend(teaching.settings, settings) as backend:
+        details = details | {"backend": _identity(backend)}
+        price = price_of_backend(backend, settings.prices)
+        with writing(folder, run.data, details) as writer:
+            if not writer.has_item_vectors and (vectors := teaching.vectors(trained)) is not None:
+                writer.put_item_vectors(vectors)
+            hints, settings = _hints(ranker, backend, folder, settings, price)
+            wanted = teaching.examples()
+            examples = np.setdiff1d(wanted, writer.done(), assume_unique=True)
+            for line in _estimate(ranker, backend, examples, hints, writer, settings, price, run.config.seed).lines():
+                say(f"  {line}")
+            questions = ranker.questions(wanted, hints)
+            account = ask(questions, len(wanted), backend, ranker.read, writer, settings, price=price)
     for line in account.lines():
         say(f"  {line}")
+
+
+@contextmanager
+def _backend(settings: RankerSettings, annotate: AnnotateSettings) -> Iterator[Backend]:
+    """Open the backend: here, or on Ray workers."""
+    here: Callable[[], Any] = partial(open_backend, settings, annotate.requests.timeout_seconds)
+    if annotate.engine == "local":
+        yield here()
+    elif settings.backend == "api":
+        say(
+            "  engine ray: a server answers many requests at once anyway (annotate.requests.concurrency), so Ray is not used"
+        )
+        yield here()
+    else:
+        from distilrec.knowledge.ray_engine import backend_over_ray
+
+        with backend_over_ray(here, annotate.workers) as backend:
+            yield backend
 
 
 def estimate_ranker(teaching: "Teaching", folder: Path | None, trained: Stage | None) -> Estimate:

@@ -216,7 +216,7 @@ class Teaching:
         settings, dataset = self.run.config.annotate, self.run.data
         reach = self.kind.reach(self.settings)
         restore = self.restored(trained) if settings.engine == "ray" else (lambda: self.run.teacher)
-        make = Answerer(restore, dataset.folder, reach, settings.top_k)
+        make = Answerer(restore, dataset.folder, reach, settings.top_k, self.kind.tokens_per_item)
         account = annotate(
             make,
             lambda: self.vectors(trained),

@@ -54,6 +54,7 @@ class Teacher(Protocol):
     Settings: ClassVar[type[Settings]]
     asked: ClassVar[Asked]
     trained: ClassVar[Trained]
+    tokens_per_item: ClassVar[int]  # of those asked for positions: what an item of a history counts in a batch
     gives: ClassVar[frozenset[str]]  # of {"rankings", "scores", "item_vectors", "logits"}
 
 
@@ -75,9 +76,6 @@ class PositionTeacher(Protocol):
         Returns:
             Items [T, k] int64, best first, and scores [T, k] float32, higher = surer.
         """
-
-    def knowledge_vectors(self) -> Tensor | None:
-        """Return item vectors worth learning from, [N, D], or None."""
 
 
 class CausalTeacher(Protocol):

@@ -74,6 +74,7 @@ class BigRec(nn.Module):
     name: ClassVar[str] = "bigrec"
     Settings = BigRecSettings
     asked: ClassVar[Asked] = "positions"
+    tokens_per_item: ClassVar[int] = 16  # of a title, and of what its beams write
     trained: ClassVar[Trained] = "text"
     gives: ClassVar[frozenset[str]] = frozenset({"rankings", "scores", "item_vectors"})
     head: Tensor

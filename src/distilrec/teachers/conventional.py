@@ -26,6 +26,7 @@ class Conventional(nn.Module):
     name: ClassVar[str] = "conventional"
     Settings = ConventionalSettings
     asked: ClassVar[Asked] = "positions"
+    tokens_per_item: ClassVar[int] = 1
     trained: ClassVar[Trained] = "student"
     gives: ClassVar[frozenset[str]] = frozenset({"rankings", "scores", "item_vectors", "logits"})
 

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_SCORES = 1 << 22  # scores of tokens held at a time
+
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
@@ -156,12 +158,11 @@ class _Search:
         beams, decoder = self.beams, self.decoder
         many = decoder.beams
         branches = beams.branch.unique_consecutive()
-        logits = (self.states @ decoder.head.T).float()
-        wanted = min(many + len(decoder.ends), logits.shape[1])
-        best = logits.topk(wanted, dim=1)
-        scores = beams.score[:, None] + best.values - logits.logsumexp(dim=1, keepdim=True)
+        wanted = min(many + len(decoder.ends), len(decoder.head))
+        values, indices = self._likeliest(wanted)
+        scores = beams.score[:, None] + values
         each = len(beams.branch) // len(branches)
-        scores, tokens = scores.view(len(branches), -1), best.indices.view(len(branches), -1)  # [e, each * wanted]
+        scores, tokens = scores.view(len(branches), -1), indices.view(len(branches), -1)  # [e, each * wanted]
         ending = torch.isin(tokens, decoder.ends)
         self._set_aside(branches, scores, tokens, ending, each)
         living = scores.masked_fill(ending, -torch.inf).topk(min(many, scores.shape[1]), dim=1)
@@ -177,6 +178,18 @@ class _Search:
             picked.slots,
         )
         return len(chosen) > 0
+
+    def _likeliest(self, count: int) -> tuple[Tensor, Tensor]:
+        """Return the log-probabilities and numbers of each beam's likeliest next tokens, [b, count] each, best first."""
+        head = self.decoder.head
+        rows = max(1, _SCORES // len(head))
+        values, indices = [], []
+        for first in range(0, len(self.states), rows):
+            logits = (self.states[first : first + rows] @ head.T).float()
+            best = logits.topk(count, dim=1)
+            values.append(best.values - logits.logsumexp(dim=1, keepdim=True))
+            indices.append(best.indices)
+        return torch.cat(values), torch.cat(indices)
 
     def _set_aside(self, branches: Tensor, scores: Tensor, tokens: Tensor, ending: Tensor, each: int) -> None:
         """Remember the best candidate that ends, of those among the best `beams` of its branch."""

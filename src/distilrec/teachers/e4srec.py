@@ -62,6 +62,7 @@ class E4SRec(nn.Module):
     name: ClassVar[str] = "e4srec"
     Settings = E4SRecSettings
     asked: ClassVar[Asked] = "positions"
+    tokens_per_item: ClassVar[int] = 1
     trained: ClassVar[Trained] = "catalogue"
     gives: ClassVar[frozenset[str]] = frozenset({"rankings", "scores", "item_vectors", "logits"})
     id_embeddings: Tensor

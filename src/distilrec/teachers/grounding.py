@@ -30,7 +30,9 @@ class Grounding:
         gamma: float,
     ) -> None:
         self.vectors, self._read, self.gamma = vectors.float(), read, gamma
-        self._norms = self.vectors.square().sum(dim=1)
+        self._centre = self.vectors.mean(dim=0)
+        self._centred = self.vectors - self._centre  # what hidden states share is large, and would drown how they differ
+        self._norms = self._centred.square().sum(dim=1)
         self._favour = (1 + popularity) ** gamma
         self._items: dict[str, int] = {}
         for item, title in enumerate(titles):
@@ -70,7 +72,7 @@ class Grounding:
         if self.gamma > 0:
             return _first(self.distances(texts), torch.arange(len(self.vectors)).expand(len(texts), -1), k)
         vectors = self.embed(texts)
-        fast = torch.addmm(self._norms, vectors, self.vectors.T, alpha=-2)  # + |text|^2, the same for all items
+        fast = torch.addmm(self._norms, vectors - self._centre, self._centred.T, alpha=-2)  # + what all items share
         near = fast.topk(min(k + _SPARE, len(self.vectors)), dim=1, largest=False).indices.sort(dim=1).values
         exact = (vectors[:, None] - self.vectors[near]).square().sum(dim=2).sqrt()
         return _first(exact, near, k)
