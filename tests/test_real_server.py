@@ -52,11 +52,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         port = probe.getsockname()[1]
     precision = str(best_precision()).removeprefix("torch.")
     command = [program, "serve", model, "--host", "127.0.0.1", "--port", str(port), "--dtype", precision]
+    command += ["--continuous-batching"]  # without it, one request at a time
     log = home / "serve.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
             [str(word) for word in command],
-            env=_environment() | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"},
+            env=os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"},
             stdout=output,
             stderr=subprocess.STDOUT,
         )
@@ -66,11 +67,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     finally:
         process.kill()
         process.wait()
-
-
-def _environment() -> dict[str, str]:
-    """Return the environment without the limit to one thread that suits tiny models."""
-    return {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
 
 
 def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
@@ -92,14 +88,13 @@ def annotate(server: Server, runs: Path, *further: str) -> str:
     words = [
         "data.source=ml-100k", "name=real", "student={name: sasrec, hidden_size: 16, max_length: 20}",
         "train={epochs: 1, validate_users: 100}", "annotate.examples=last", f"annotate.sample={ROWS}",
-        "annotate.keep_replies=true", "annotate.requests={concurrency: 2, ask_again: 0, timeout_seconds: 300}",
+        "annotate.keep_replies=true", "annotate.requests={concurrency: 4, ask_again: 0, timeout_seconds: 300}",
         "teacher={name: ranker, recommender: null, history: 5, case_top: 5, cases: 3, "
         f"candidates: {CANDIDATES}, wanted: {WANTED}, hint_tokens: {HINT_TOKENS}}}",
         f"teacher.model={server.model}", f"teacher.base_url={server.url}", f"teacher.tokenizer={server.model}",
     ]  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", "distilrec", "annotate", *words, *further, "--out", str(runs)],
-        env=_environment(),
         capture_output=True,
         text=True,
         timeout=ANNOTATE_SECONDS,

@@ -209,9 +209,7 @@ def test_single_positions_like_a_naive_loop(data: Dataset, cut: dict[str, Any], 
         return
     whole = make_batch(data, windows, np.arange(len(windows)))
     kept = torch.from_numpy(np.random.default_rng(seed).permutation(len(whole.targets)))[: 1 + len(whole.targets) // 2]
-    whole = replace(
-        whole, positions=whole.positions[kept], targets=whole.targets[kept], examples=whole.examples[kept]
-    )
+    whole = replace(whole, positions=whole.positions[kept], targets=whole.targets[kept], examples=whole.examples[kept])
     alone = single_positions(whole)
     columns = whole.histories.shape[1]
     assert alone.histories.shape == (len(kept), columns)

@@ -183,6 +183,20 @@ def test_sizes_change_nothing_that_is_said(
     same_answers(tmp_path, unbroken[0])
 
 
+@pytest.mark.parametrize("tokens", [4, 1000])
+def test_what_an_item_counts_makes_batches_smaller(
+    tokens: int, unbroken: tuple[Path, Counting], teacher: E4SRec, tiny_dataset: Dataset, tmp_path: Path
+) -> None:
+    counting = Counting(teacher)
+    settings = SETTINGS.model_copy(update={"batch_tokens": 160})
+    make = Answerer(counting.load, tiny_dataset.folder, REACH, TOP, tokens_per_item=tokens)
+    examples = training_examples(tiny_dataset)
+    annotate(make, lambda: VECTORS, tiny_dataset, examples, settings, tmp_path, DETAILS)
+    windows = len(training_windows(tiny_dataset, REACH, None))
+    assert counting.calls == (unbroken[1].calls if tokens == 4 else windows)  # 160 / 4 = 40; one window always fits
+    same_answers(tmp_path, unbroken[0])
+
+
 def test_pieces_of_the_catalogue_change_nothing(
     unbroken: tuple[Path, Counting],
     teacher: E4SRec,
@@ -368,9 +382,7 @@ def test_kill_9_at_twenty_moments(tiny_dataset: Dataset, tmp_path: Path) -> None
         assert items[0] == tiny_dataset.items[example]  # the rule of this data set
 
 
-def test_a_full_store_is_left_alone(
-    unbroken: tuple[Path, Counting], teacher: E4SRec, tiny_dataset: Dataset
-) -> None:
+def test_a_full_store_is_left_alone(unbroken: tuple[Path, Counting], teacher: E4SRec, tiny_dataset: Dataset) -> None:
     def fail() -> Tensor:
         raise AssertionError
 

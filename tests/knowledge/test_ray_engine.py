@@ -180,11 +180,10 @@ def test_workers_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
         list(pool.run(["j"]))
 
 
-def test_a_folder_that_a_worker_does_not_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_pool.Path, "cwd", lambda: tmp_path / "elsewhere")
-    unseen = r"elsewhere: a worker on \S+ does not see this folder \(No such file"
-    with pytest.raises(InputError, match=unseen), pool_of(Work(tmp_path / "log"), 1) as pool:
-        list(pool.run(["j"]))
+def test_a_folder_that_a_worker_does_not_see(tmp_path: Path) -> None:
+    worker = ray_pool._Worker(refuse, tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=r"elsewhere: a worker on \S+ does not see this folder \(No such file"):
+        worker.load()
 
 
 def test_the_others_do_the_work_where_there_is_no_room_for_one(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:

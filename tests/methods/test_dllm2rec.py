@@ -271,7 +271,11 @@ def test_rankings_are_looked_up_by_example_not_by_place() -> None:
 def short(scores: list[list[float]], items: list[list[int]], examples: Sequence[int]) -> Knowledge:
     """Knowledge whose rankings may end early, with `NOTHING` for a score."""
     return Knowledge(
-        {}, np.array(examples, dtype=np.int64), np.array(items, dtype=np.int64), np.array(scores), torch.ones(N_ITEMS, 2)
+        {},
+        np.array(examples, dtype=np.int64),
+        np.array(items, dtype=np.int64),
+        np.array(scores),
+        torch.ones(N_ITEMS, 2),
     )
 
 
@@ -362,8 +366,6 @@ def test_item_vectors_alone_are_enough_where_rankings_weigh_nothing() -> None:
     states, table = student()
     parts = method.loss(batch(), states, table)
     assert set(parts) == {"target"}
-    torch.testing.assert_close(
-        parts["target"], torch.nn.functional.cross_entropy(states @ table.T, batch().targets)
-    )
+    torch.testing.assert_close(parts["target"], torch.nn.functional.cross_entropy(states @ table.T, batch().targets))
     with pytest.raises(InputError, match="needs rankings and this teacher gave none"):
         DLLM2Rec(DLLM2RecSettings(), vectors_only())

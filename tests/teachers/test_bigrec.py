@@ -1,5 +1,6 @@
 """BIGRec on a tiny language model: what it writes is what transformers writes, and training supervises titles alone."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,7 @@ def train(teacher: BigRec, dataset: Dataset, folder: Path, training: TrainSettin
 
 
 @pytest.fixture(scope="module")
-def learnt(
-    tiny_llm: Path, tiny_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[BigRec, Fit, Path]:
+def learnt(tiny_llm: Path, tiny_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[BigRec, Fit, Path]:
     folder, teacher = tmp_path_factory.mktemp("learnt"), make(tiny_llm, tiny_dataset, lora_alpha=32.0)
     outcome = train(teacher, tiny_dataset, folder)
     teacher.save(folder, llm_identity(tiny_llm))
@@ -80,28 +79,33 @@ def windows_of(dataset: Dataset, step: int = 5) -> Batch:
 # What it writes, and the items that are taken for it
 
 
-def slowly(teacher: BigRec, llm: Path, history: list[int], dataset: Dataset) -> tuple[str, Tensor]:
-    """One example at a time, by transformers alone: the text, and its distance to every item."""
+def one_at_a_time(teacher: BigRec, llm: Path, dataset: Dataset) -> Callable[[list[int]], tuple[str, Tensor]]:
+    """Return what, by transformers alone, gives the text behind a history and its distance to every item."""
     causal, tokenizer = load_causal(llm)
     plain, _ = load_llm(llm)
     causal.model = teacher.llm.base_model.model  # with LoRA
-    ends = [tokenizer.pad_token_id]  # this tokenizer has no line break and no end of text
-    tokens = list(tokenizer(teacher.settings.instruction)["input_ids"])
-    for item in history:
-        tokens += [*tokenizer(dataset.titles[item])["input_ids"], *ends]
-    written = causal.generate(
-        torch.tensor([tokens]),
-        attention_mask=torch.ones(1, len(tokens), dtype=torch.int64),
-        num_beams=teacher.settings.beams,
-        length_penalty=0.0,
-        do_sample=False,
-        max_new_tokens=teacher.settings.max_new,
-        eos_token_id=ends,
-        pad_token_id=ends[0],
-    )[0, len(tokens) :].tolist()
-    text = tokenizer.decode(written[: written.index(ends[0])] if ends[0] in written else written)
-    titles, vector = text_vectors(plain, tokenizer, dataset.titles), text_vectors(plain, tokenizer, [text])
-    return text, (titles - vector).square().sum(dim=1).sqrt()
+    end = tokenizer.pad_token_id  # this tokenizer has no line break and no end of text
+    titles = text_vectors(plain, tokenizer, dataset.titles, quiet=True)
+
+    def answer(history: list[int]) -> tuple[str, Tensor]:
+        tokens = list(tokenizer(teacher.settings.instruction)["input_ids"])
+        for item in history:
+            tokens += [*tokenizer(dataset.titles[item])["input_ids"], end]
+        written = causal.generate(
+            torch.tensor([tokens]),
+            attention_mask=torch.ones(1, len(tokens), dtype=torch.int64),
+            num_beams=teacher.settings.beams,
+            length_penalty=0.0,
+            do_sample=False,
+            max_new_tokens=teacher.settings.max_new,
+            eos_token_id=end,
+            pad_token_id=end,
+        )[0, len(tokens) :]
+        text = tokenizer.decode(written, skip_special_tokens=True)
+        vector = text_vectors(plain, tokenizer, [text], quiet=True)
+        return text, (titles - vector).square().sum(dim=1).sqrt()
+
+    return answer
 
 
 @pytest.mark.parametrize("which", ["noise", "learnt"])
@@ -112,11 +116,11 @@ def test_many_places_at_once_like_one_example_at_a_time_by_transformers(
     batch = windows_of(tiny_dataset, step=11)
     texts = teacher.generate(batch.histories, batch.lengths, batch.positions)
     items, scores = teacher.rank(batch, 20)
-    columns = batch.histories.shape[1]
+    answer, columns = one_at_a_time(teacher, tiny_llm, tiny_dataset), batch.histories.shape[1]
     assert len(texts) == len(items) == len(batch.positions) > 30
     for place, position in enumerate(batch.positions.tolist()):
         row, last = divmod(position, columns)
-        text, distance = slowly(teacher, tiny_llm, batch.histories[row, : last + 1].tolist(), tiny_dataset)
+        text, distance = answer(batch.histories[row, : last + 1].tolist())
         assert texts[place] == text
         expected = distance.sort().values
         torch.testing.assert_close(-scores[place], expected, rtol=1e-3, atol=1e-4)
@@ -223,9 +227,7 @@ def test_a_batch_supervises_the_titles_of_the_targets_and_nothing_else(tiny_llm:
     width = batch.tokens.shape[1]
     positions, targets = [], []
     for number, row in enumerate(rows):
-        start, end, asked = (
-            int(getattr(windows, name)[row]) for name in ("start", "end", "supervised_from")
-        )
+        start, end, asked = (int(getattr(windows, name)[row]) for name in ("start", "end", "supervised_from"))
         tokens, supervised = naive_batch(teacher, tiny_dataset, start, end, asked)
         assert batch.tokens[number].tolist() == tokens + [0] * (width - len(tokens))
         positions += [number * width + place - 1 for place in supervised]
@@ -325,7 +327,7 @@ def test_it_learns(learnt: tuple[BigRec, Fit, Path], tiny_dataset: Dataset) -> N
     """It comes to write titles, and better than by chance the right ones."""
     teacher, outcome, _ = learnt
     losses = [entry["loss"] for entry in outcome.history]
-    assert losses[-1] < 0.45 * losses[0]
+    assert losses[-1] < 0.6 * losses[0]
     batch = windows_of(tiny_dataset, step=1)
     texts = teacher.generate(batch.histories, batch.lengths, batch.positions)
     assert sum(text in tiny_dataset.titles for text in texts) > 0.95 * len(texts)
@@ -363,15 +365,12 @@ def test_a_killed_training_goes_on_to_the_same_bits(tiny_llm: Path, tiny_dataset
                 raise KilledError
             return super().forward(batch)
 
+    def measure(model: Any) -> dict[str, float]:  # tells every weight apart; the last ones need not be the best
+        return {"hr@1": sum(float(value.sin().sum()) for name, value in model.state_dict().items() if "lora_" in name)}
+
     def run(folder: str, dies_at: int, noise: float = 0.0) -> dict[str, Tensor]:
         teacher = make(tiny_llm, tiny_dataset, noise, **dropout)
-        count = [0.0]
-
-        def validate(_model: Any) -> dict[str, float]:
-            count[0] += 1
-            return {"hr@1": 0.5 if count[0] == 1 else 0.6}
-
-        task = Fragile(teacher, tiny_dataset, options, seed=0, validate=validate)
+        task = Fragile(teacher, tiny_dataset, options, seed=0, validate=measure)
         task.left = dies_at
         fit(task, options, tmp_path / folder, label="teach", identity="x", seed=0)
         return {name: value for name, value in teacher.state_dict().items() if "lora_" in name}
@@ -390,14 +389,14 @@ def test_checkpointing_changes_no_gradient(tiny_llm: Path, tiny_dataset: Dataset
     gradients, computed = [], []
     for checkpointing in (False, True):
         teacher = make(tiny_llm, tiny_dataset, noise=0.5, gradient_checkpointing=checkpointing).train()
-        calls = [0]
+        calls: list[int] = []
         layer = teacher.llm.base_model.model.layers[0].mlp
-        layer.register_forward_hook(lambda *_, calls=calls: calls.__setitem__(0, calls[0] + 1))
+        layer.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         task = TextTask(teacher, tiny_dataset, TRAINING, seed=0, validate=lambda _model: {})
         torch.manual_seed(0)
         task(next(task.epoch(1)[1](0)))["title"].backward()
         gradients.append({name: p.grad for name, p in teacher.named_parameters() if p.requires_grad})
-        computed.append(calls[0])
+        computed.append(len(calls))
     assert computed == [1, 2]  # it does compute again
     for name, gradient in gradients[0].items():
         assert gradient is not None

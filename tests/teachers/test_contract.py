@@ -277,6 +277,7 @@ def test_what_every_kind_declares(name: str) -> None:
     needed: list[Callable[..., Any]] = [kind.knowledge_vectors]
     if kind.asked == "positions":
         needed += [kind.restore, kind.reach, kind.inputs]
+        assert kind.tokens_per_item >= 1
     if kind.trained in ("catalogue", "text"):
         needed += [kind.create]
     assert all(callable(function) for function in needed)

@@ -73,7 +73,9 @@ def test_restored_it_is_the_student_that_was_saved(name: str, tiny_dataset: Data
     assert not teacher.student.training
     assert teacher.max_length == Conventional.reach(settings) == REACH
     examples = tiny_dataset.examples("test")
-    assert target_ranks(teacher, tiny_dataset, examples).tolist() == target_ranks(model, tiny_dataset, examples).tolist()
+    assert (
+        target_ranks(teacher, tiny_dataset, examples).tolist() == target_ranks(model, tiny_dataset, examples).tolist()
+    )
     vectors = Conventional.knowledge_vectors(tmp_path, settings, materials)
     assert vectors is not None
     assert torch.equal(vectors, model.item_vectors())

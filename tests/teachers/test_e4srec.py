@@ -15,8 +15,8 @@ from distilrec.errors import ConfigError, FingerprintError, InputError
 from distilrec.evaluation.rank import target_ranks
 from distilrec.losses.catalogue import cross_entropy
 from distilrec.teachers import TEACHERS
-from distilrec.teachers.e4srec import E4SRec, E4SRecSettings, load_e4srec
 from distilrec.teachers.adapter import lora_targets
+from distilrec.teachers.e4srec import E4SRec, E4SRecSettings, load_e4srec
 from distilrec.teachers.llm import best_precision, llm_identity, load_llm, text_vectors
 from distilrec.training.loop import fit
 from distilrec.training.tasks import Task
@@ -331,3 +331,91 @@ def test_a_text_without_a_token_gets_a_vector(tiny_llm: Path) -> None:
     close(vectors[0], text_vectors(llm, tokenizer, ["Title i01"])[0])
     assert torch.isfinite(vectors).all()
     close(vectors[1:], text_vectors(llm, tokenizer, ["", " "]))  # the same, whoever shares the batch
+
+
+# The instruction, computed once
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_behind_a_kept_instruction_the_states_are_those_of_training(
+    precision: str, tiny_llm: Path, tiny_dataset: Dataset, tmp_path: Path
+) -> None:
+    """Training reads instruction and items in one go; without dropout that gives what ranking computes behind the cache."""
+    teacher = train(make(tiny_llm, precision=precision), tiny_dataset, tmp_path)
+    histories, lengths = some_histories()
+    table = teacher.item_vectors()
+    with torch.no_grad():
+        whole = teacher.encode(histories, lengths, table)
+    assert teacher._shared is None
+    with torch.inference_mode():
+        first, again = (teacher.encode(histories, lengths, table) for _ in range(2))
+        assert teacher._shared is not None
+        alone = teacher.encode(histories[2:3, :4], lengths[2:3], table)
+    close(first, whole, 1e-5 if precision == "float32" else 0.1)
+    assert torch.equal(first, again)  # what is kept is not written to
+    close(alone[0], whole[2, :4], 1e-5 if precision == "float32" else 0.1)
+
+
+def test_the_instruction_is_read_once_for_all_batches(tiny_llm: Path) -> None:
+    teacher, read = make(tiny_llm), []
+    teacher.llm.base_model.model.layers[0].register_forward_pre_hook(lambda _layer, args: read.append(args[0].shape[1]))
+    histories, lengths = some_histories()
+    with torch.inference_mode():
+        for columns in (REACH, 5, 3):
+            teacher.encode(histories[:, :columns], lengths.clamp(max=columns), teacher.item_vectors())
+    assert read == [teacher.prompt.shape[1], REACH, 5, 3]
+
+
+@pytest.mark.parametrize("step", ["eval", "train and eval", "fold"])
+def test_changed_weights_are_read_anew(step: str, tiny_llm: Path) -> None:
+    teacher, changed = make(tiny_llm), make(tiny_llm)
+    with torch.no_grad():
+        for name, parameter in changed.named_parameters():
+            if "lora_" in name:
+                parameter.normal_()
+    histories, lengths = some_histories()
+    with torch.inference_mode():
+        before = teacher.encode(histories, lengths, teacher.item_vectors())
+    teacher.load_state_dict(changed.state_dict())
+    {"eval": teacher.eval, "train and eval": lambda: teacher.train().eval(), "fold": teacher.fold}[step]()
+    with torch.inference_mode():
+        after = teacher.encode(histories, lengths, teacher.item_vectors())
+        expected = changed.encode(histories, lengths, changed.item_vectors())
+    close(after, expected, 1e-4)
+    assert (after - before).abs().max() > 1e-2
+
+
+def test_dropout_acts_in_training_alone(tiny_llm: Path) -> None:
+    teacher = make(tiny_llm, input_dropout=0.5, output_dropout=0.5, lora_dropout=0.5)
+    histories, lengths = some_histories()
+    table = teacher.item_vectors()
+    with torch.no_grad():
+        still = teacher.encode(histories, lengths, table)
+        close(teacher.encode(histories, lengths, table), still)
+        teacher.train()
+        assert (teacher.encode(histories, lengths, table) - still).abs().max() > 0.1
+
+
+def test_checkpointing_changes_no_gradient(tiny_llm: Path) -> None:
+    gradients, computed = [], []
+    for checkpointing in (False, True):
+        teacher = make(tiny_llm, gradient_checkpointing=checkpointing, input_dropout=0.0, output_dropout=0.0).train()
+        torch.manual_seed(4)
+        with torch.no_grad():
+            for name, parameter in teacher.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_()
+        calls: list[int] = []
+        layer = teacher.llm.base_model.model.layers[0].mlp
+        layer.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        histories, lengths = some_histories()
+        table = teacher.item_vectors()
+        states = teacher.encode(histories, lengths, table).flatten(0, 1)
+        cross_entropy(states, table, torch.arange(len(states)) % N_ITEMS).backward()
+        gradients.append({name: value.grad for name, value in teacher.named_parameters() if value.requires_grad})
+        computed.append(len(calls))
+    assert computed == [1, 2]  # it does compute again
+    for name, gradient in gradients[0].items():
+        assert gradient is not None
+        assert gradient.abs().max() > 0
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-5, atol=1e-7)

@@ -141,7 +141,9 @@ def test_near_vectors_far_from_zero_are_told_apart() -> None:
     table = 300 + torch.randn(200, 64, generator=generator) * 0.05
     texts = table[:20] + torch.randn(20, 64, generator=generator) * 0.002
     reader = Reader({f"text {n}": vector for n, vector in enumerate(texts.tolist())})
-    items, scores = grounding(reader, vectors=table, titles=[f"t{n}" for n in range(200)]).nearest(list(reader.known), 1)
+    items, scores = grounding(reader, vectors=table, titles=[f"t{n}" for n in range(200)]).nearest(
+        list(reader.known), 1
+    )
     assert items[:, 0].tolist() == list(range(20))
     exact = (texts.double() - table[:20].double()).square().sum(dim=1).sqrt()
     torch.testing.assert_close(-scores[:, 0].double(), exact, rtol=1e-3, atol=1e-5)

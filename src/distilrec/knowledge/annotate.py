@@ -17,6 +17,7 @@ from distilrec.data.batching import Windows, make_batch, plan, training_windows
 from distilrec.data.dataset import Dataset, open_dataset
 from distilrec.data.split import Ints
 from distilrec.files import write_json
+from distilrec.knowledge.budget import minutes_words
 from distilrec.knowledge.store import KnowledgeWriter, writing
 from distilrec.progress import Bar, bar
 from distilrec.teachers.base import PositionTeacher
@@ -125,9 +126,9 @@ def annotate(
             progress.advance(len(np.intersect1d(examples, done, assume_unique=True)))
             ends = started + 60 * settings.caps.minutes if settings.caps.minutes is not None else None
             finished = _store(engine(make, jobs), writer, settings, progress, ends)
-        if not finished:
-            stopped_by = f"the cap of {settings.caps.minutes:g} minutes"
         rows = len(writer.done())
+        if not finished and rows < len(done) + sum(len(job.wanted) for job in jobs):
+            stopped_by = minutes_words(settings.caps)
         account = {
             "rows_done": rows,
             "rows_total": len(examples),

@@ -114,6 +114,11 @@ def minutes_words(caps: CapSettings) -> str:
     return f"the cap of {caps.minutes:g} {'minute' if caps.minutes == 1 else 'minutes'}"
 
 
+def still_stands(stopped_by: str) -> bool:
+    """Return whether what ended a run would end it again at once under the same caps: all caps but that on minutes do."""
+    return stopped_by.startswith("the cap of ") and not stopped_by.endswith(("minute", "minutes"))
+
+
 def _limits(caps: CapSettings, used: Spent) -> list[tuple[float, float, str]]:
     """Return (cap, used, name of the cap) of each cap that is set."""
     rows, tokens, usd = caps.rows or 0, caps.tokens or 0, caps.usd or 0.0

@@ -146,10 +146,12 @@ class Pool(Generic[J, R]):
                 try:
                     result = self._get(done)
                 except self._losses as error:
-                    waiting.append(place)  # at the end: should the job be the cause, the others are done by then
                     if worker in self._ready:  # the oldest of its jobs tells of it first: the one it was at
                         died[place] += 1
                         self._replace(worker, died[place], error)
+                        waiting.append(place)  # at the end: should it be the cause, the others are done by then
+                    else:
+                        waiting.appendleft(place)
                 else:
                     yield place, result
 

@@ -13,6 +13,7 @@ from distilrec.knowledge.pace import Pace
 from distilrec.teachers.backends.base import Reply, RetryableError, Served
 
 _HOPELESS = 20  # rows in a row that fail before the run gives up: the server is not coming back
+GAVE_UP = f"{_HOPELESS} failed rows without a reply in between"
 _REASONS = 20  # different reasons for sending again that are told apart
 
 
@@ -131,4 +132,4 @@ class Serving(Generic[Q]):
         self._job.failed.append(Failed(question.example, error.line()))
         self._failed_in_a_row += 1
         if self._failed_in_a_row >= _HOPELESS:
-            self._job.stop(f"{_HOPELESS} failed rows without a reply in between")
+            self._job.stop(GAVE_UP)

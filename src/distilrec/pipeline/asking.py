@@ -14,11 +14,12 @@ from distilrec.config import AnnotateSettings
 from distilrec.knowledge.ask import ask
 from distilrec.knowledge.budget import ATTEMPTS, Estimate, estimate
 from distilrec.knowledge.prices import Price, is_private, price_of_backend
+from distilrec.knowledge.serving import GAVE_UP
 from distilrec.knowledge.store import KnowledgeWriter, writing
 from distilrec.pipeline.stage import Stage
 from distilrec.progress import say
 from distilrec.teachers.backends import open_backend
-from distilrec.teachers.backends.base import Backend, BackendError, Prompt
+from distilrec.teachers.backends.base import Backend, BackendError, Prompt, Reply
 from distilrec.teachers.ranker import Ranker, RankerSettings
 
 if TYPE_CHECKING:
@@ -46,6 +47,11 @@ def ask_ranker(teaching: "Teaching", folder: Path, details: dict[str, Any], trai
             account = ask(questions, len(wanted), backend, ranker.read, writer, settings, price=price)
     for line in account.lines():
         say(f"  {line}")
+    if account.stopped_by == GAVE_UP:
+        raise BackendError(
+            f"{GAVE_UP}; the last: {account.failed[-1].reason}",
+            remedy="See to the server and run again: what came is kept.",
+        )
 
 
 @contextmanager
@@ -134,6 +140,11 @@ class _AnyText:
         return [0] if self.usable else []
 
 
+def _text(reply: Reply) -> _AnyText:
+    usable = bool(reply.text.strip())
+    return _AnyText(usable, {} if usable else {"empty": 1})
+
+
 def _hints(
     ranker: Ranker, backend: Backend, folder: Path, settings: AnnotateSettings, price: Price | None
 ) -> tuple[str, AnnotateSettings]:
@@ -143,21 +154,29 @@ def _hints(
     writer = KnowledgeWriter(folder / _HINTS)
     caps = settings.caps
     alone = settings.model_copy(update={"keep_replies": True, "caps": caps.model_copy(update={"rows": None})})
+    reason = ""
     if len(writer.done()) == 0:
         (folder / _HINTS).mkdir(exist_ok=True)
         question = _HintsQuestion(ranker.summary_question())
         say("  asking for hints")
-        ask([question], 1, backend, lambda _, reply: _AnyText(bool(reply.text.strip()), {}), writer, alone, price=price)
+        account = ask([question], 1, backend, lambda _, reply: _text(reply), writer, alone, price=price)
+        reason = account.failed[0].reason if account.failed else account.stopped_by or ""
     found = writer.stored([REPLY, TOKENS_IN, TOKENS_OUT, COST])
     if found.height == 0:
         raise BackendError(
-            "no hints came back.",
+            f"no hints came back: {reason.rstrip('.')}.",
             where=str(folder),
             remedy="Run again, raise annotate.caps, or set teacher.hints=false.",
+        )
+    if not (found[REPLY][0] or "").strip():
+        raise BackendError(
+            "the hints that came back are empty.",
+            where=str(folder / _HINTS),
+            remedy="Set teacher.hints=false, or delete this folder to ask for them again.",
         )
     tokens = int(found[TOKENS_IN].sum()) + int(found[TOKENS_OUT].sum())
     left = {
         "tokens": None if caps.tokens is None else max(1, caps.tokens - tokens),
         "usd": None if caps.usd is None else max(1e-12, caps.usd - float(found[COST].sum() or 0.0)),
     }
-    return found[REPLY][0] or "", settings.model_copy(update={"caps": caps.model_copy(update=left)})
+    return found[REPLY][0], settings.model_copy(update={"caps": caps.model_copy(update=left)})

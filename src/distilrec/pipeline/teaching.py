@@ -15,8 +15,9 @@ from distilrec.data.split import Ints
 from distilrec.evaluation.rank import top_items
 from distilrec.files import hash_json, read_json, write_json
 from distilrec.knowledge.annotate import ACCOUNT, Answerer, Engine, annotate, here
+from distilrec.knowledge.budget import still_stands
 from distilrec.knowledge.examples import chosen_examples
-from distilrec.knowledge.store import Knowledge, open_knowledge, writing
+from distilrec.knowledge.store import Knowledge, KnowledgeWriter, open_knowledge, writing
 from distilrec.pipeline.asking import ask_ranker, estimate_ranker
 from distilrec.pipeline.names import named
 from distilrec.pipeline.stage import Stage
@@ -177,7 +178,7 @@ class Teaching:
                 "nothing": self._only_vectors,
             }[self.kind.asked]
             ask(folder, details, trained)
-            write_json(folder / _WANTED, self._wanted())
+            self._remember(folder)
 
         done = run.stage("knowledge", {"data": run.data.fingerprint, **details}, work)
         if done.cached and not self._complete(done.folder):
@@ -196,20 +197,30 @@ class Teaching:
         folder = self.run.stage_folder("knowledge", {"data": self.run.data.fingerprint, **self.details(trained)})
         return estimate_ranker(self, folder if folder.exists() else None, trained).lines()
 
-    def _wanted(self) -> dict[str, Any]:
-        settings = self.run.config.annotate
-        asked_of_files = self.kind.asked in ("file", "nothing")
-        examples = [] if asked_of_files else self.examples().tolist()
-        return {"examples": hash_json(examples), "caps": settings.caps.model_dump()}
+    def _wanted(self) -> Ints:
+        """Return the ids of the examples that the store should hold; none where nobody is asked."""
+        return np.empty(0, np.int64) if self.kind.asked in ("file", "nothing") else self.examples()
 
     def _complete(self, folder: Path) -> bool:
-        """Whether a store needs no look: it was filled for these examples, and if a cap stopped that, the caps are the same."""
-        wanted = self._wanted()
+        """Whether a store needs no look: it holds the examples wanted now, or a cap that still stands ended filling it with them."""
         if not (folder / _WANTED).exists() or not (folder / ACCOUNT).exists():
             return False
         before, account = read_json(folder / _WANTED), read_json(folder / ACCOUNT)
-        whole = account["rows_done"] >= account["rows_total"]
-        return bool(before["examples"] == wanted["examples"] and (whole or before["caps"] == wanted["caps"]))
+        if before["examples"] != hash_json(self._wanted().tolist()):
+            return False
+        stopped_by = account.get("stopped_by") or account.get("run", {}).get("stopped_by") or ""
+        same_caps = before["caps"] == self.run.config.annotate.caps.model_dump()
+        return bool(before["missing"] == 0 or (same_caps and still_stands(stopped_by)))
+
+    def _remember(self, folder: Path) -> None:
+        """Write down what was wanted of a store, and how much of it is missing."""
+        wanted, stored = self._wanted(), KnowledgeWriter(folder).done()
+        content = {
+            "examples": hash_json(wanted.tolist()),
+            "missing": len(np.setdiff1d(wanted, stored, assume_unique=True)),
+            "caps": self.run.config.annotate.caps.model_dump(),
+        }
+        write_json(folder / _WANTED, content)
 
     def _ask_positions(self, folder: Path, details: dict[str, Any], trained: Stage | None) -> None:
         trained = _trained(trained)

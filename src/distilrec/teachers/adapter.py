@@ -40,11 +40,11 @@ def adapted(llm: Any, rank: int, alpha: float, dropout: float, checkpointing: bo
     """
     from peft import LoraConfig, get_peft_model
 
-    if checkpointing:
-        llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=lora_targets(llm))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that is on its way out
+        warnings.simplefilter("ignore", FutureWarning)  # transformers has newer names, which its 5.0 does not know
+        if checkpointing:
+            llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return get_peft_model(llm, config)
 
 
