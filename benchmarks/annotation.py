@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -71,11 +72,13 @@ def main() -> None:
 
 def measured(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure one teacher in each precision; the first one's figures stand at the top."""
+    words = [f"name=annotation-{name}", *TEACHERS[name], f"teacher.precision={arguments.precisions[0]}"]
+    run = Pipeline(load_config(ROOT / "configs/demo.yaml", words), arguments.runs / f"annotation-{name}")
+    trained = run.teaching.trained
+    assert trained is not None
     by_precision = {}
     for precision in arguments.precisions:
-        words = [f"name=annotation-{name}", *TEACHERS[name], f"teacher.precision={precision}"]
-        run = Pipeline(load_config(ROOT / "configs/demo.yaml", words), arguments.runs / f"annotation-{name}")
-        by_precision[precision] = compared(name, run, arguments)
+        by_precision[precision] = compared(name, run, in_precision(run, trained.folder, precision), arguments)
         print(
             name, precision, {key: value for key, value in by_precision[precision].items() if key != "raw"}, flush=True
         )
@@ -91,9 +94,19 @@ def measured(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def compared(name: str, run: Pipeline, arguments: argparse.Namespace) -> dict[str, Any]:
+def in_precision(run: Pipeline, folder: Path, precision: str) -> Any:
+    """Load the trained teacher with its language model in another number format."""
+    with tempfile.TemporaryDirectory() as place:
+        copy = Path(shutil.copytree(folder, Path(place) / "teacher"))
+        card = json.loads((copy / "teacher.json").read_text(encoding="utf-8"))
+        card["settings"]["precision"] = precision
+        write_json(copy / "teacher.json", card)
+        return run.teacher_kind.restore(copy, run.teacher_settings, run.teaching.materials())
+
+
+def compared(name: str, run: Pipeline, teacher: Any, arguments: argparse.Namespace) -> dict[str, Any]:
     """Ask one teacher the fast way and the plain way, and compare rows per second and rankings."""
-    dataset, teacher = run.data, run.teacher
+    dataset = run.data
     windows = training_windows(dataset, teacher.max_length, None)
     size = run.config.annotate.batch_tokens // teacher.tokens_per_item
     jobs = jobs_of(dataset, teacher.max_length, training_examples(dataset), size)

@@ -88,9 +88,9 @@ def make_base(folder: Path) -> Base:
 
 def titles_of(user: str) -> tuple[list[int], list[int]]:
     """Return item ids of the history and of the candidates that a question shows."""
-    history, _, rest = user.partition("Candidates:")
-    asked = rest.partition("\n\n")[0]
-    return ([int(line[-3:]) for line in part.splitlines() if "Title i" in line] for part in (history, asked))  # type: ignore[return-value]
+    history, _, candidates = user.partition("Candidates:")
+    shown = [[int(line[-3:]) for line in part.splitlines() if "Title i" in line] for part in (history, candidates)]
+    return shown[0], shown[1]
 
 
 def example_of(user: str, data: Dataset) -> int:

@@ -10,18 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fixtures_asking as asking
 import numpy as np
 import polars as pl
 import pytest
-from fixtures_asking import Base, WarmCli
-from fixtures_server import Act, Asked, Record, ScriptedServer, faulty, ok, status
 
+import fixtures_asking as asking
 from distilrec.data.dataset import Dataset
 from distilrec.errors import InputError
 from distilrec.knowledge.journal import Journal
 from distilrec.knowledge.store import open_knowledge
 from distilrec.teachers.backends.base import BackendError
+from fixtures_asking import Base, WarmCli
+from fixtures_server import Act, Asked, Record, ScriptedServer, faulty, ok, status
 
 FAULTS = {
     "429": 0.04, "500": 0.03, "503": 0.02, "hang": 0.004, "broken": 0.03, "cut": 0.03, "drop": 0.02, "empty": 0.15, "null": 0.02,
@@ -204,7 +204,12 @@ def test_a_cap_holds_by_the_servers_own_count(cap: str, base: Base, tmp_path: Pa
             ]
             usd = [(first * price[0] + second * price[1]) / 1e6 for first, second in amounts]
             largest = {"rows": 0, "tokens": max(map(sum, amounts)), "usd": max(usd)}
-            return {"rows": len(server.answers()), "tokens": sum(map(sum, amounts)), "usd": sum(usd), "largest": largest}
+            return {
+                "rows": len(server.answers()),
+                "tokens": sum(map(sum, amounts)),
+                "usd": sum(usd),
+                "largest": largest,
+            }
 
         account = run({cap: caps[cap]})
         first = used()
@@ -341,8 +346,7 @@ class Moment:
         return self._kind == "part" and bool(self._names(".shard-"))
 
     def _names(self, start: str) -> set[str]:
-        found = os.listdir(self._folder) if self._folder.exists() else []
-        return {name for name in found if name.startswith(start)}
+        return {path.name for path in self._folder.glob(f"{start}*")}
 
 
 def finished_examples(folder: Path) -> set[int]:

@@ -142,17 +142,19 @@ class Pool(Generic[J, R]):
             if done in self._starting:
                 self._started(done)
             elif done in running:
-                place, worker = running.pop(done)
+                place, worker = running[done]
                 try:
                     result = self._get(done)
                 except self._losses as error:
-                    if worker in self._ready:  # the oldest of its jobs tells of it first: the one it was at
-                        died[place] += 1
-                        self._replace(worker, died[place], error)
-                        waiting.append(place)  # at the end: should it be the cause, the others are done by then
-                    else:
-                        waiting.appendleft(place)
+                    if worker in self._ready:  # not noticed yet
+                        suspect = next(first for first, other in running.values() if other == worker)
+                        died[suspect] += 1
+                        self._replace(worker, died[suspect], error)
+                    del running[done]
+                    # A suspect at the end: should it be the cause, the others are done by then.
+                    (waiting.append if died[place] else waiting.appendleft)(place)
                 else:
+                    del running[done]
                     yield place, result
 
     def _hand_out(self, jobs: Sequence[J], waiting: deque[int], running: dict[Any, tuple[int, Any]]) -> None:
@@ -183,11 +185,10 @@ class Pool(Generic[J, R]):
         self._starting[worker.load.remote()] = worker
 
     def _started(self, done: Any) -> None:
-        worker = self._starting.pop(done)
         try:
             self._get(done)
         except self._losses as error:
-            self._ray.kill(worker)
+            self._ray.kill(self._starting.pop(done))
             self._died_starting += 1
             if self._died_starting < _TRIES:
                 self._start()
@@ -197,7 +198,7 @@ class Pool(Generic[J, R]):
                     remedy="Is distilrec installed on every machine, in the same version? See also Ray's logs.",
                 ) from None
         else:
-            self._ready.append(worker)
+            self._ready.append(self._starting.pop(done))
 
     def _replace(self, worker: Any, deaths: int, error: Exception) -> None:
         self._ready.remove(worker)
