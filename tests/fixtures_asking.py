@@ -34,7 +34,7 @@ SETTINGS = (
     "student={name: sasrec, hidden_size: 8, max_length: 20, blocks: 1, inner_size: 8}", "train={epochs: 1}",
     "teacher={name: ranker, recommender: null, hints: false, model: scripted, cases: 2, case_top: 5, "
     f"candidates: {CANDIDATES}, wanted: {WANTED}}}",
-    "annotate={examples: all, requests: {backoff_seconds: 0.01, longest_wait_seconds: 0.05}}",
+    "annotate={examples: all, requests: {ask_again: 1, backoff_seconds: 0.01, longest_wait_seconds: 0.05}}",
 )  # fmt: skip
 
 

@@ -210,7 +210,8 @@ class RequestSettings(Settings):
     `concurrency`: requests in flight. `per_minute`, `tokens_per_minute`: the server's limits, kept by waiting.
     `retries`: how often a request that failed for a passing reason is sent again, with waits that double from `backoff_seconds`
     up to `longest_wait_seconds`, or as long as the server says. `ask_again`: how often a reply that cannot be used at all is
-    asked for anew, which costs again. `timeout_seconds`: for one request.
+    asked for anew, which costs again; null means once, or not at all at temperature 0, where the reply would be the same.
+    `timeout_seconds`: for one request.
     """
 
     concurrency: int = Field(8, ge=1)
@@ -219,7 +220,7 @@ class RequestSettings(Settings):
     retries: int = Field(8, ge=0)
     backoff_seconds: float = Field(1.0, gt=0)
     longest_wait_seconds: float = Field(60.0, gt=0)
-    ask_again: int = Field(1, ge=0)
+    ask_again: int | None = Field(None, ge=0)
     timeout_seconds: float = Field(120.0, gt=0)
 
 

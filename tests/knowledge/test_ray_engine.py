@@ -6,10 +6,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from distilrec.knowledge.prices import Price
 from distilrec.knowledge.ray_engine import RayBackend, backend_over_ray, over_ray
 from distilrec.knowledge.ray_pool import pool_of, shares
 from distilrec.knowledge.store import open_knowledge, writing
+from distilrec.progress import Bar
 from distilrec.teachers.backends.base import Batched, Prompt, Reply, Served
 from fixtures_ray import ray
 
@@ -335,24 +335,29 @@ def test_a_store_made_by_two_workers_one_of_them_killed(tiny_dataset: Dataset, t
     assert sorted(twice.values())[-2:] == [1, 2]  # only the job that the lost worker was at
 
 
-def test_an_interruption_keeps_what_is_stored_and_ends_the_workers(tiny_dataset: Dataset, tmp_path: Path) -> None:
+def test_an_interruption_keeps_what_is_stored_and_ends_the_workers(
+    tiny_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     examples = training_examples(tiny_dataset)
+    advanced: list[int] = []
 
-    def interrupted(make: Any, jobs: Any) -> Iterator[pl.DataFrame]:
-        yield from islice(over_ray(make, jobs, workers=2), 4)
-        raise KeyboardInterrupt
+    def interrupted(_bar: Bar, steps: int = 1, _note: str = "") -> None:
+        advanced.append(steps)
+        if len(advanced) == 5:  # the first says what was there before
+            raise KeyboardInterrupt
 
+    monkeypatch.setattr(Bar, "advance", interrupted)
     make = answerer(tiny_dataset, tmp_path / "log")
     arguments = (make, lambda: None, tiny_dataset, examples, SETTINGS, tmp_path / "store", {})
-    with pytest.raises(KeyboardInterrupt):
-        annotate(*arguments, engine=interrupted)
-    kept = rows(tmp_path / "store")
-    assert 0 < kept.height < len(examples)
+    with pytest.raises(KeyboardInterrupt) as raised:
+        annotate(*arguments, engine=partial(over_ray, workers=2))
     for pid in {pid for pid, _ in started(tmp_path / "log")}:
         wait_for(lambda pid=pid: gone(pid))
-    account = annotate(*arguments, engine=here)  # the same command goes on where it was, with another engine even
+    assert raised.tb is not None  # while the trace still holds everything alive
+    assert rows(tmp_path / "store").height == sum(advanced) < len(examples)
+    account = annotate(*arguments, engine=here)  # the same command goes on where it was, even with another engine
     assert account["rows_done"] == len(examples)
-    assert rows(tmp_path / "store")[EXAMPLE].to_list() == sorted(examples.tolist())
+    assert rows(tmp_path / "store")[EXAMPLE].to_list() == examples.tolist()
 
 
 # A model that writes text

@@ -410,3 +410,13 @@ def test_killed_at_twenty_moments_it_ends_with_the_same_store(base: Base, tmp_pa
     for requests, finished in kills:
         assert finished.isdisjoint(asked[requests:])
     assert len(kills[-1][1]) > KILL_ROWS / 6  # the kills were spread over the run
+
+
+@pytest.mark.parametrize(("temperature", "tries"), [(0, 1), (0.7, 2)])
+def test_a_reply_that_would_be_the_same_is_not_paid_for_again(
+    base: Base, tmp_path: Path, temperature: float, tries: int
+) -> None:
+    with ScriptedServer(lambda _request: "no idea") as server:
+        words = ["annotate.sample=5", "annotate.requests.ask_again=null", f"teacher.temperature={temperature}"]
+        _ = base.pipeline(tmp_path / "run", server.url, *words).knowledge
+    assert len(server.records) == 5 * tries

@@ -1,7 +1,8 @@
 """Ask a local teacher: in this process, or several of its kind on Ray. One pass over a history answers all of its examples."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -42,9 +43,9 @@ Answer = Callable[[Job], pl.DataFrame]
 
 
 class Engine(Protocol):
-    """Does jobs somewhere and yields what comes out of each, in any order."""
+    """Does jobs somewhere and yields what comes out of each, in any order. Closed in the middle, it stops."""
 
-    def __call__(self, make: Callable[[], Answer], jobs: Sequence[Job]) -> Iterator[pl.DataFrame]:
+    def __call__(self, make: Callable[[], Answer], jobs: Sequence[Job]) -> Generator[pl.DataFrame, None, None]:
         """Do `jobs` with what `make` gives; called once by each worker."""
 
 
@@ -73,7 +74,7 @@ class Answerer:
         return lambda job: answer(teacher, dataset, windows, job, self.top_k)
 
 
-def here(make: Callable[[], Answer], jobs: Sequence[Job]) -> Iterator[pl.DataFrame]:
+def here(make: Callable[[], Answer], jobs: Sequence[Job]) -> Generator[pl.DataFrame, None, None]:
     """Do the jobs in this process, one after another."""
     if not jobs:
         return
@@ -125,7 +126,8 @@ def annotate(
         with bar("annotate", len(examples)) as progress:
             progress.advance(len(np.intersect1d(examples, done, assume_unique=True)))
             ends = started + 60 * settings.caps.minutes if settings.caps.minutes is not None else None
-            finished = _store(engine(make, jobs), writer, settings, progress, ends)
+            with closing(engine(make, jobs)) as frames:  # workers end with it, also where it is left in the middle
+                finished = _store(frames, writer, settings, progress, ends)
         rows = len(writer.done())
         if not finished and rows < len(done) + sum(len(job.wanted) for job in jobs):
             stopped_by = minutes_words(settings.caps)

@@ -66,7 +66,12 @@ def ask(
     """
     check_price(price, settings.caps)
     requests = settings.requests
-    ledger = Ledger(writer, read, tries=1 + requests.ask_again, keep_replies=settings.keep_replies)
+    ledger = Ledger(
+        writer,
+        read,
+        tries=2 if requests.ask_again is None else 1 + requests.ask_again,
+        keep_replies=settings.keep_replies,
+    )
     with bar("annotate", total) as progress:
         job = Job(iter(questions), total, ledger, writer, settings, price, clock, progress)
         try:

@@ -141,21 +141,20 @@ class Pool(Generic[J, R]):
             done = self._next([*self._starting, *running])
             if done in self._starting:
                 self._started(done)
-            elif done in running:
-                place, worker = running[done]
-                try:
-                    result = self._get(done)
-                except self._losses as error:
-                    if worker in self._ready:  # not noticed yet
-                        suspect = next(first for first, other in running.values() if other == worker)
-                        died[suspect] += 1
-                        self._replace(worker, died[suspect], error)
-                    del running[done]
-                    # A suspect at the end: should it be the cause, the others are done by then.
-                    (waiting.append if died[place] else waiting.appendleft)(place)
-                else:
-                    del running[done]
-                    yield place, result
+                continue
+            place, worker = running[done]
+            try:
+                result = self._get(done)
+            except self._losses as error:
+                if worker in self._ready:  # not noticed yet; what it was at is the oldest of what it had
+                    suspect = next(first for first, other in running.values() if other == worker)
+                    died[suspect] += 1
+                    self._replace(worker, died[suspect], error)
+                # A suspect at the end: should it be the cause, the others are done by then.
+                (waiting.append if died[place] else waiting.appendleft)(place)
+            else:
+                yield place, result
+            del running[done]
 
     def _hand_out(self, jobs: Sequence[J], waiting: deque[int], running: dict[Any, tuple[int, Any]]) -> None:
         for most in range(1, _AHEAD + 1):  # every worker one before any has two

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ _HINTS = "hints"
 
 def ask_ranker(teaching: "Teaching", folder: Path, details: dict[str, Any], trained: Stage | None) -> None:
     """Fill a store by asking the ranker's backend; a killed run resumes, and nothing is paid twice."""
-    run, settings = teaching.run, teaching.run.config.annotate
+    run, settings = teaching.run, _settled(teaching.run.config.annotate, teaching.settings)
     ranker = Ranker(teaching.settings, run.data, teaching.top_items(trained), run.config.seed)
     with _backend(teaching.settings, settings) as backend:
         details = details | {"backend": _identity(backend)}
@@ -52,6 +52,15 @@ def ask_ranker(teaching: "Teaching", folder: Path, details: dict[str, Any], trai
             f"{GAVE_UP}; the last: {account.failed[-1].reason}",
             remedy="See to the server and run again: what came is kept.",
         )
+
+
+def _settled(annotate: AnnotateSettings, ranker: RankerSettings) -> AnnotateSettings:
+    """Return the settings with it decided whether unusable replies are asked for again."""
+    requests = annotate.requests
+    if requests.ask_again is not None:
+        return annotate
+    again = 0 if ranker.temperature == 0 else 1  # the likeliest reply would be the same one
+    return annotate.model_copy(update={"requests": requests.model_copy(update={"ask_again": again})})
 
 
 @contextmanager
@@ -86,13 +95,27 @@ def estimate_ranker(teaching: "Teaching", folder: Path | None, trained: Stage | 
     price = price_of_backend(backend, settings.prices)
     writer = KnowledgeWriter(folder) if folder is not None else None
     examples = teaching.examples()
-    hints = " hint" * teaching.settings.hint_tokens if teaching.settings.hints else ""
     if writer is not None:
         examples = np.setdiff1d(examples, writer.done(), assume_unique=True)
         known = KnowledgeWriter(writer.folder / _HINTS)
         if len(known.done()):
             hints = known.stored([REPLY])[REPLY][0]
-    return _estimate(ranker, backend, examples, hints, writer, settings, price, run.config.seed)
+            return _estimate(ranker, backend, examples, hints, writer, settings, price, run.config.seed)
+    most = teaching.settings.hint_tokens if teaching.settings.hints else 0
+    found = _estimate(ranker, backend, examples, " hint" * most, writer, settings, price, run.config.seed)
+    return _with_hints(found, backend.count_tokens(ranker.summary_question()), most) if most else found
+
+
+def _with_hints(found: Estimate, tokens_in: int, tokens_out: int) -> Estimate:
+    """Return the estimate with the request for hints in it."""
+    usd = None if found.usd is None or found.price is None else found.usd + found.price.usd(tokens_in, tokens_out)
+    return replace(
+        found,
+        tokens_in=found.tokens_in + tokens_in,
+        tokens_out=found.tokens_out + tokens_out,
+        usd=usd,
+        basis=(*found.basis, f"with one request for hints: {tokens_in:,} tokens in, at most {tokens_out:,} out"),
+    )
 
 
 def _estimate(

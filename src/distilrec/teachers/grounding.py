@@ -31,7 +31,9 @@ class Grounding:
     ) -> None:
         self.vectors, self._read, self.gamma = vectors.float(), read, gamma
         self._centre = self.vectors.mean(dim=0)
-        self._centred = self.vectors - self._centre  # what hidden states share is large, and would drown how they differ
+        self._centred = (
+            self.vectors - self._centre
+        )  # what hidden states share is large, and would drown how they differ
         self._norms = self._centred.square().sum(dim=1)
         self._favour = (1 + popularity) ** gamma
         self._items: dict[str, int] = {}

@@ -199,7 +199,9 @@ class OpenAIBackend:
         if isinstance(error, (TimeoutError, openai.APITimeoutError)):
             return RetryableError(f"no reply within {self._timeout:g} s.", where=where)
         if isinstance(error, openai.APIConnectionError):
-            said = one_line(f"{cause}: {error.__cause__}", self._scrubber)
+            said = one_line(f"{cause}: {error.__cause__}", self._scrubber).partition(" (")[
+                0
+            ]  # how many bytes came is no reason
             return RetryableError(f"the connection failed ({said}).", where=where)
         return BackendError(f"the request failed ({one_line(str(error), self._scrubber)}).", where=where)
 
