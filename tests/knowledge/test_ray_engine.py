@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -59,7 +60,7 @@ def gone(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return True
-    return f"{pid} (" in Path(f"/proc/{pid}/stat").read_text() and ") Z " in Path(f"/proc/{pid}/stat").read_text()
+    return False
 
 
 def die() -> Callable[[str], str]:
@@ -194,6 +195,17 @@ def test_the_others_do_the_work_where_there_is_no_room_for_one(log: Path, monkey
     assert len({pid for pid, _ in started(log)}) == 1
 
 
+def test_the_user_is_told_what_is_waited_for(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def say(line: str) -> None:
+        raise TimeoutError(line)
+
+    monkeypatch.setattr(ray_pool, "shares", lambda _machines, _workers: (3.0, 0.0))  # more than there are
+    monkeypatch.setattr(ray_pool, "_PATIENCE", 0.1)
+    monkeypatch.setattr(ray_pool, "say", say)
+    with pytest.raises(TimeoutError, match="no worker is ready yet: Ray has no room"), pool_of(Work(log), 1) as pool:
+        list(pool.run(["j"]))
+
+
 def threads() -> Callable[[str], tuple[str, int]]:
     return lambda _: (os.environ["OMP_NUM_THREADS"], torch.get_num_threads())
 
@@ -268,15 +280,34 @@ assert not ray.is_initialized()
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_an_address_where_nobody_is(monkeypatch: pytest.MonkeyPatch, ray: Any) -> None:
-    def fail(**_: Any) -> None:
+def test_a_cluster_is_joined_only_where_one_is_named(monkeypatch: pytest.MonkeyPatch, ray: Any) -> None:
+    joined: list[str] = []
+
+    def fail(address: str, **_: Any) -> None:
+        joined.append(address)
         raise ConnectionError("Could not find any running Ray instance.\nTry again. Or not.")
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", fail)
-    line = r"^Ray cannot be reached or started \(Try again\)\. Check RAY_ADDRESS"
+    line = r"^Ray cannot be reached or started \(Try again\)\. Start Ray there"
     with pytest.raises(InputError, match=line), pool_of(refuse, 1):
         pass
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with pytest.raises(InputError, match="^RAY_ADDRESS: Ray cannot be"), pool_of(refuse, 1):
+        pass
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(InputError, match="^RAY_ADDRESS: Ray cannot be"), pool_of(refuse, 1):
+            pass
+    assert joined == ["local", "auto", address]
+    with pytest.raises(InputError) as raised, pool_of(refuse, 1):  # nobody listens any more
+        pass
+    assert raised.value.line() == (
+        f"RAY_ADDRESS: nobody answers at {address} (Connection refused). Start Ray there (`ray start --head`), "
+        "or unset RAY_ADDRESS to have workers on this machine only."
+    )
+    assert len(joined) == 3
 
 
 # Annotation by a local teacher
@@ -437,7 +468,7 @@ def test_a_text_backend_on_two_workers_one_of_them_killed(tiny_dataset: Dataset,
 
 
 def test_caps_hold_and_a_later_run_goes_on(tiny_dataset: Dataset, tmp_path: Path) -> None:
-    with backend_over_ray(partial(Parrot, tmp_path / "log"), 2) as backend:
+    with backend_over_ray(partial(Parrot, tmp_path / "log"), 1) as backend:
         first = fill(tmp_path / "store", tiny_dataset, backend, caps={"rows": 40})
         assert (first.rows_done + first.unfinished, first.stopped_by) == (40, "the cap of 40 rows")
         assert fill(tmp_path / "store", tiny_dataset, backend).rows_done == 100

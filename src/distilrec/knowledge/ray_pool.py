@@ -7,6 +7,7 @@ again; the others go on meanwhile, even if there is no room for the new one. Wor
 import logging
 import os
 import signal
+import socket
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -21,6 +22,7 @@ from distilrec.progress import say
 
 _AHEAD = 2  # jobs a worker has at a time: one at work, one waiting, so that it never idles
 _TRIES = 5  # a job that so many workers died over is the cause itself
+_CONNECT_SECONDS = 10.0
 _PATIENCE = 60.0  # seconds without a worker after which the user is told what is waited for
 
 J = TypeVar("J")
@@ -31,7 +33,7 @@ R = TypeVar("R")
 def pool_of(make: Callable[[], Callable[[J], R]], workers: int) -> Iterator["Pool[J, R]"]:
     """Start workers, and end them with the block.
 
-    They start on the Ray cluster that RAY_ADDRESS names or that this machine belongs to; where there is none, on this machine.
+    They start on the Ray cluster that RAY_ADDRESS names; where it names none, on this machine, for as long as the block lasts.
 
     Args:
         make: gives what does a job; called once by each worker. It goes over to them, so it must hold no open files or models.
@@ -68,18 +70,36 @@ def _ray() -> Any:
 
 
 def _join(ray: Any) -> None:
-    main = threading.current_thread() is threading.main_thread()
+    address = os.environ.get("RAY_ADDRESS", "")
+    _check(address)
     before = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        # Left to itself, Ray would look for any cluster that was ever started here, and wait for one that is gone.
+        where = address or "local"
+        ray.init(where, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError) as error:
-        raise InputError(
-            f"Ray cannot be reached or started ({_reason(error)}).",
-            remedy="Check RAY_ADDRESS and `ray status`; where no cluster is wanted, unset it and run `ray stop`.",
-        ) from None
+        raise _no_cluster(f"Ray cannot be reached or started ({_reason(error)}).") from None
     finally:
-        if main:
+        if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)  # Ray puts its own there, and ours ends a run in good order
+
+
+def _check(address: str) -> None:
+    """See whether anybody is there; Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal() and "/" not in host:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+        except (OSError, OverflowError) as error:
+            raise _no_cluster(f"nobody answers at {address} ({getattr(error, 'strerror', None) or error}).") from None
+
+
+def _no_cluster(problem: str) -> InputError:
+    return InputError(
+        problem,
+        where="RAY_ADDRESS" if "RAY_ADDRESS" in os.environ else "",
+        remedy="Start Ray there (`ray start --head`), or unset RAY_ADDRESS to have workers on this machine only.",
+    )
 
 
 class _Worker:
