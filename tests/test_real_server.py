@@ -52,7 +52,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         port = probe.getsockname()[1]
     precision = str(best_precision()).removeprefix("torch.")
     command = [program, "serve", model, "--host", "127.0.0.1", "--port", str(port), "--dtype", precision]
-    command += ["--continuous-batching"]  # without it, one request at a time
+    command += [
+        "--continuous-batching",  # without it, one request at a time
+        "--cb-max-memory-percent",  # of what is free; the default takes most of it
+        "0.1",
+    ]  # one request at a time without; most of the memory
     log = home / "serve.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
