@@ -91,10 +91,11 @@ def estimate_table(server: dict[str, Any]) -> str:
     ]
     lines += [
         "",
-        f"{server['rows']} sessions of MovieLens-100K, SmolLM2-135M-Instruct behind `transformers serve` on two cores, 20 candidates, 10 "
-        f"wanted, 5 titles of history, the request for hints in it: {server['cost_estimate_error']:+.1%} altogether. This model rambles to "
-        f"the limit every time. Of its replies {server['usable']} could be used, all of them mended ({server['repaired_share']:.0%} "
-        f"repaired, {server['unusable_share']:.0%} unusable): a model of this size cannot rank in this form.",
+        f"{server['rows']} sessions of MovieLens-100K, SmolLM2-135M-Instruct behind `transformers serve` on two cores, "
+        "20 candidates, 10 wanted, 5 titles of history, the request for hints in it: "
+        f"{server['cost_estimate_error']:+.1%} altogether. This model rambles to the limit every time. Of its replies "
+        f"{server['usable']} could be used, all of them mended ({server['repaired_share']:.0%} repaired, "
+        f"{server['unusable_share']:.0%} unusable): a model of this size cannot rank in this form.",
     ]
     return "\n".join(lines)
 
