@@ -26,11 +26,10 @@ import torch
 
 from distilrec.config import load_config
 from distilrec.data.batching import training_windows
-from distilrec.data.dataset import Dataset
+from distilrec.data.dataset import Dataset, training_examples
 from distilrec.data.sources import fetch_llm
 from distilrec.files import write_json
 from distilrec.knowledge.annotate import answer, jobs_of
-from distilrec.knowledge.examples import training_examples
 from distilrec.pipeline import Pipeline
 from distilrec.teachers.llm import load_causal
 

@@ -13,8 +13,7 @@ import polars as pl
 import pytest
 
 import fixtures_asking as asking
-from distilrec.data.dataset import Dataset, open_dataset
-from distilrec.knowledge.examples import training_examples
+from distilrec.data.dataset import Dataset, open_dataset, training_examples
 from distilrec.teachers.backends.tokens import TokenCounter
 from fixtures_asking import Base, WarmCli
 from fixtures_server import Act, Asked, ScriptedServer, echo_key, hang, ok

@@ -20,12 +20,12 @@ from torch import Tensor
 from distilrec.columns import EXAMPLE, ITEMS, SCORES
 from distilrec.config import AnnotateSettings, CapSettings
 from distilrec.data.batching import Batch, training_windows
-from distilrec.data.dataset import Dataset
+from distilrec.data.dataset import Dataset, training_examples
 from distilrec.data.split import Ints, Split
 from distilrec.errors import FingerprintError, InputError, LockedError
 from distilrec.files import read_json
 from distilrec.knowledge.annotate import ACCOUNT, Answer, Answerer, Job, annotate, answer, here, jobs_of
-from distilrec.knowledge.examples import chosen_examples, training_examples
+from distilrec.knowledge.examples import chosen_examples
 from distilrec.knowledge.store import KnowledgeWriter, open_knowledge, writing
 from distilrec.teachers.base import rank_by_states
 from distilrec.teachers.e4srec import E4SRec, E4SRecSettings
@@ -312,7 +312,7 @@ import torch
 from distilrec.config import AnnotateSettings
 from distilrec.data.dataset import open_dataset
 from distilrec.knowledge.annotate import Answerer, annotate
-from distilrec.knowledge.examples import training_examples
+from distilrec.data.dataset import training_examples
 
 root, data, moments = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
 left = 0

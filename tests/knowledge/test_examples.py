@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distilrec.config import AnnotateSettings
-from distilrec.data.dataset import Dataset
+from distilrec.data.dataset import Dataset, training_examples
 from distilrec.data.split import Split
 from distilrec.errors import InputError
-from distilrec.knowledge.examples import chosen_examples, training_examples
+from distilrec.knowledge.examples import chosen_examples
 
 
 def in_memory(lengths: list[int], train_end: list[int]) -> Dataset:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from distilrec.config import Config, checked
+from distilrec.data.dataset import training_examples
 from distilrec.errors import InputError
-from distilrec.knowledge.examples import training_examples
 from distilrec.knowledge.store import KnowledgeWriter, open_knowledge
 from distilrec.pipeline import Pipeline
 

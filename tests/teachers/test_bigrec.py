@@ -11,11 +11,10 @@ from torch import Tensor
 
 from distilrec.config import TrainSettings, checked
 from distilrec.data.batching import Batch, make_batch, training_windows
-from distilrec.data.dataset import Dataset
+from distilrec.data.dataset import Dataset, training_examples
 from distilrec.errors import ConfigError, FingerprintError, InputError
 from distilrec.evaluation.metrics import evaluate_ranks
 from distilrec.evaluation.rank import target_ranks
-from distilrec.knowledge.examples import training_examples
 from distilrec.teachers.base import Materials
 from distilrec.teachers.bigrec import BigRec, BigRecSettings
 from distilrec.teachers.llm import llm_identity, load_causal, load_llm, text_vectors

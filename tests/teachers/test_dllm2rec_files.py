@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distilrec.data.dataset import Dataset
+from distilrec.data.dataset import Dataset, training_examples
 from distilrec.errors import InputError
-from distilrec.teachers.dllm2rec_files import read_dllm2rec, training_examples, write_dllm2rec
+from distilrec.teachers.dllm2rec_files import read_dllm2rec, write_dllm2rec
 from distilrec.teachers.recorded import RecordedSettings, read_recorded
 
 MakeDataset = Callable[..., Dataset]

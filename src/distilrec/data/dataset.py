@@ -106,6 +106,17 @@ class Dataset:
         return {"valid": self.split.valid, "test": self.split.test}[part]
 
 
+def training_examples(dataset: Dataset, which: str = "all") -> Ints:
+    """Return ids of training examples, ascending: `all`, or the `last` of each history."""
+    starts, ends = dataset.offsets[:-1], dataset.offsets[:-1] + dataset.split.train_end
+    has = dataset.split.train_end >= 2  # the first item of a history has nothing before it
+    if which == "last":
+        return (ends[has] - 1).astype(np.int64)
+    counts = np.where(has, dataset.split.train_end - 1, 0)
+    before = np.concatenate([[0], np.cumsum(counts)])
+    return np.arange(before[-1]) - np.repeat(before[:-1], counts) + np.repeat(starts + 1, counts)
+
+
 def write_dataset(
     folder: Path, frame: pl.DataFrame, texts_of: TextSource, split_of: SplitSource, details: dict[str, Any]
 ) -> Dataset:

@@ -5,22 +5,11 @@ from pathlib import Path
 import numpy as np
 
 from distilrec.config import AnnotateSettings
-from distilrec.data.dataset import Dataset
+from distilrec.data.dataset import Dataset, training_examples
 from distilrec.data.split import Ints
 from distilrec.errors import InputError
 
 _SHOWN = 5
-
-
-def training_examples(dataset: Dataset, which: str = "all") -> Ints:
-    """Return ids of training examples, ascending: `all`, or the `last` of each history."""
-    starts, ends = dataset.offsets[:-1], dataset.offsets[:-1] + dataset.split.train_end
-    has = dataset.split.train_end >= 2  # the first item of a history has nothing before it
-    if which == "last":
-        return (ends[has] - 1).astype(np.int64)
-    counts = np.where(has, dataset.split.train_end - 1, 0)
-    before = np.concatenate([[0], np.cumsum(counts)])
-    return np.arange(before[-1]) - np.repeat(before[:-1], counts) + np.repeat(starts + 1, counts)
 
 
 def chosen_examples(dataset: Dataset, settings: AnnotateSettings, default: str, seed: int) -> Ints:

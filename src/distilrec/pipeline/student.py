@@ -77,14 +77,7 @@ def fit_student(
 ) -> tuple[Student, Fit]:
     """Train a new student of the configured kind in `folder`, or go on with what is there; see `fit`."""
     student, method = _new_student(run, kind, knowledge)
-    seed = run.config.seed
-
-    def validate(model: Any) -> dict[str, float]:
-        return run._validate(model, training.validate_users)
-
-    task = Task(student, run.data, training, seed=seed, validate=validate, method=method)
-    outcome = fit(task, training, folder, label=label, identity=identity, seed=seed, on_validation=on_validation)
-    return student, outcome
+    return student, _fit(run, student, method, training, folder, label, identity, on_validation)
 
 
 def fit_conventional(
@@ -101,18 +94,30 @@ def fit_conventional(
     torch.manual_seed(run.config.seed)
     student = kind(settings, run.data.n_items)
     plain = METHODS["plain"]
-    task = Task(
-        student,
-        run.data,
-        training,
-        seed=run.config.seed,
-        validate=lambda model: run._validate(model, training.validate_users),
-        method=plain(plain.Settings(), None),
-    )
-    outcome = fit(task, training, folder, label=label, identity=identity, seed=run.config.seed)
+    outcome = _fit(run, student, plain(plain.Settings(), None), training, folder, label, identity)
     say_fit(outcome, training)
     if first_process():
         save_student(student, folder / MODEL)
+
+
+def _fit(
+    run: "Pipeline",
+    student: Student,
+    method: Method,
+    training: TrainSettings,
+    folder: Path,
+    label: str,
+    identity: str,
+    on_validation: OnValidation | None = None,
+) -> Fit:
+    """Train on the run's training targets, selecting on its validation targets."""
+    seed = run.config.seed
+
+    def validate(model: Any) -> dict[str, float]:
+        return run._validate(model, training.validate_users)
+
+    task = Task(student, run.data, training, seed=seed, validate=validate, method=method)
+    return fit(task, training, folder, label=label, identity=identity, seed=seed, on_validation=on_validation)
 
 
 def _refit(

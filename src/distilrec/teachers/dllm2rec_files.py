@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from distilrec.data.dataset import Dataset
+from distilrec.data.dataset import Dataset, training_examples
 from distilrec.data.split import Ints
 from distilrec.data.tables import check_file
 from distilrec.errors import InputError
@@ -46,13 +46,6 @@ class Dllm2recFiles:
     items: npt.NDArray[np.int64] | None
     scores: npt.NDArray[np.float32] | None
     item_vectors: Tensor | None
-
-
-def training_examples(dataset: Dataset) -> Ints:
-    """Return the ids of all training examples, ascending: items before a history's cut that have one before them."""
-    lengths = np.diff(dataset.offsets)
-    place = np.arange(len(dataset.items)) - np.repeat(dataset.offsets[:-1], lengths)
-    return np.flatnonzero((place > 0) & (place < np.repeat(dataset.split.train_end, lengths)))
 
 
 def read_dllm2rec(folder: Path, dataset: Dataset) -> Dllm2recFiles:
