@@ -11,7 +11,7 @@ from torch import Tensor
 from distilrec.data.batching import held_out_windows, make_batch
 from distilrec.data.dataset import Dataset
 from distilrec.errors import TrainingError
-from distilrec.evaluation.rank import best_columns, rank_and_top, target_ranks, time_ranking, top_items
+from distilrec.evaluation.rank import rank_and_top, target_ranks, time_ranking, top_items
 from distilrec.students import STUDENTS
 from distilrec.students.base import build_student
 
@@ -177,19 +177,6 @@ def test_ranks_and_best_items_from_one_scoring(scorer: FakeScorer, tiny_dataset:
         found = best[place][: len(expected)].tolist()  # who has seen all but a few gets the rest in any order
         assert [scores[item] for item in found] == expected
         assert not seen & set(found)
-
-
-@pytest.mark.parametrize("k", [1, 3, 20])
-@pytest.mark.parametrize("blocks", [1, 5, 41, 64])
-def test_best_columns_are_those_of_a_sort(k: int, blocks: int) -> None:
-    generator = torch.Generator().manual_seed(k)
-    scores = torch.randn(9, blocks * 64, generator=generator)
-    scores[0] = 1.0  # all alike
-    scores[1, 5:] = -torch.inf
-    found = best_columns(scores.clone(), k)
-    assert all(len(set(row.tolist())) == k for row in found)
-    expected = scores.sort(dim=1, descending=True).values[:, :k]
-    assert torch.equal(scores.gather(1, found), expected)
 
 
 def test_a_wide_catalogue_with_columns_to_spare(make_dataset: Callable[..., Dataset]) -> None:

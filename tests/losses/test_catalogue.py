@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distilrec.losses.catalogue import cross_entropy, weighted_cross_entropy
+from distilrec.losses.catalogue import Weigh, catalogue_loss, cross_entropy, scan, weighted_cross_entropy
+from distilrec.losses.dro import Robust
 
 N_ITEMS, WIDTH = 13, 5
 CHUNKS = [1, N_ITEMS, 3 * N_ITEMS + 4, 1 << 21]  # 1 row, 1 row, 3 rows, everything at once
@@ -274,3 +275,74 @@ def test_a_frozen_table_in_bfloat16_under_states_in_float32() -> None:
     near, far = torch.autograd.grad(rough, states)[0], torch.autograd.grad(exact, states)[0]
     assert near.dtype == torch.float32
     assert (near - far).norm() / far.norm() < 0.02
+
+
+def test_several_items_without_weights_weigh_one_each() -> None:
+    states, table, items, weights = problem()
+    expected, shares = naive(states, table, items, torch.ones_like(weights))
+    wanted = torch.autograd.grad(expected, (states, table))
+    loss, parts = weighted_cross_entropy(states, table, items, None)
+    same(loss, expected)
+    same(parts, shares)
+    for got, want in zip(torch.autograd.grad(loss, (states, table)), wanted, strict=True):
+        same(got, want)
+
+
+@pytest.mark.parametrize("chunk_elements", CHUNKS)
+def test_both_losses_at_once_are_the_sum_of_each(chunk_elements: int) -> None:
+    states, table, items, weights = problem()
+    robust = Robust(torch.linspace(0.5, 1, N_ITEMS, dtype=torch.float64), 0.9, 0.4)
+    entropy, shares = catalogue_loss(states, table, items, weights)
+    term, further = catalogue_loss(states, table, items, weights, entropy=False, robust=robust)
+    both, parts = catalogue_loss(states, table, items, weights, robust=robust, chunk_elements=chunk_elements)
+    same(both, entropy + term)
+    same(parts, torch.stack([shares[0], further[1]]))
+    assert parts.all()
+    assert not parts.requires_grad
+    wanted = torch.autograd.grad(entropy + term, (states, table))
+    for got, want in zip(torch.autograd.grad(both, (states, table)), wanted, strict=True):
+        same(got, want)
+
+
+@pytest.mark.parametrize("chunk_elements", CHUNKS)
+def test_scan_shows_what_a_loss_would_show(chunk_elements: int) -> None:
+    states, table, items, weights = problem()
+    seen: list[list[tuple[Tensor, Tensor, slice]]] = [[], []]
+
+    def look(place: int) -> Weigh:
+        def note(logits: Tensor, picked: Tensor, rows: slice) -> Tensor:
+            seen[place].append((logits.clone(), picked.clone(), rows))
+            return weights[rows]
+
+        return note
+
+    catalogue_loss(states, table, items, None, weigh=look(0), chunk_elements=chunk_elements)
+    scan(states, table, items, look(1), chunk_elements=chunk_elements)
+    assert len(seen[0]) == len(seen[1])
+    for (logits, picked, rows), (others, chosen, where) in zip(*seen, strict=True):
+        assert rows == where
+        assert not others.requires_grad
+        same(logits, others)
+        same(picked, chosen)
+
+
+def test_nothing_is_multiplied_twice() -> None:
+    """The catalogue is scored once, and each gradient takes one more product; going backward takes none."""
+    states, table, items, weights = problem()
+    robust = Robust(torch.ones(N_ITEMS, dtype=torch.float64), 1.0, 1.0)
+    made: list[tuple[int, ...]] = []
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            result = function(*args, **(kwargs or {}))
+            if "mm" in function.overloadpacket.__name__:
+                made.append(tuple(result.shape))
+            return result
+
+    for entropy, by in ((True, None), (False, robust), (True, robust)):
+        made.clear()
+        with Counting():
+            loss, _ = catalogue_loss(states, table, items, weights, entropy=entropy, robust=by)
+            assert made == [(len(states), N_ITEMS), (len(states), WIDTH), (N_ITEMS, WIDTH)]
+            loss.backward()
+        assert len(made) == 3

@@ -11,10 +11,19 @@ from torch import Tensor
 from distilrec.config import LossSettings
 from distilrec.data.batching import Batch
 from distilrec.losses.catalogue import cross_entropy
-from distilrec.losses.dro import dro, propensities
-from distilrec.losses.negatives import Sampler, hidden
+from distilrec.losses.negatives import Sampler, hidden, repeats
 from distilrec.losses.objective import Objective, only_needed_rows
-from distilrec.losses.sampled import bce, bpr, gbce, sampled_softmax, shared_sampled_softmax
+from distilrec.losses.sampled import (
+    bce,
+    bpr,
+    each_bce,
+    each_bpr,
+    each_gbce,
+    each_sampled_softmax,
+    gbce,
+    sampled_softmax,
+    shared_sampled_softmax,
+)
 
 POSITIVE = torch.tensor([1.0, -0.5], dtype=torch.float64)
 NEGATIVE = torch.tensor([[0.0, 2.0, -1.0], [0.5, 0.5, 3.0]], dtype=torch.float64)
@@ -22,7 +31,7 @@ HIDDEN = torch.tensor([[False, True, False], [False, False, False]])
 
 
 def sigma(x: float) -> float:
-    return 1 / (1 + math.exp(-x))
+    return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
 
 
 def test_by_hand() -> None:
@@ -100,6 +109,44 @@ def test_what_is_hidden_does_not_matter(loss: object) -> None:
     other = torch.where(HIDDEN, 77.0, NEGATIVE)
     assert loss(POSITIVE, other, HIDDEN).item() == loss(POSITIVE, NEGATIVE, HIDDEN).item()  # type: ignore[operator]
     assert loss(POSITIVE, other).item() != loss(POSITIVE, NEGATIVE).item()  # type: ignore[operator]
+
+
+def test_positives_that_are_drawn_as_negatives_by_hand() -> None:
+    # One state with the negatives a, b, a, t, where t is the target, hidden, and a, b, c are positives beside it.
+    y = {"t": 0.7, "a": 2.0, "b": -1.0, "c": 0.5}
+    positive = torch.tensor([[y["t"], y["a"], y["b"], y["c"]]], dtype=torch.float64)
+    negative = torch.tensor([[y["a"], y["b"], y["a"], y["t"]]], dtype=torch.float64)
+    unfit, again = torch.tensor([[False, False, False, True]]), torch.tensor([[0, 2, 1, 0]])
+    left = {"t": "aba", "a": "b", "b": "aa", "c": "aba"}  # what each is told from
+    softmax = [math.log(math.exp(y[i]) + sum(math.exp(y[j]) for j in left[i])) - y[i] for i in y]
+    binary = [-(math.log(sigma(y[i])) + sum(math.log(sigma(-y[j])) for j in left[i])) / (len(left[i]) + 1) for i in y]
+    pairs = [-sum(math.log(sigma(y[i] - y[j])) for j in left[i]) / len(left[i]) for i in y]
+    weights = [(n := len(left[i]) / 10) * (0.6 * (1 - 1 / n) + 1 / n) for i in y]  # 11 items
+    weaker = [binary[m] - (weights[m] - 1) * math.log(sigma(y[i])) / (len(left[i]) + 1) for m, i in enumerate(y)]
+    for found, wanted in (
+        (each_sampled_softmax(positive, negative, unfit, again, positive), softmax),
+        (each_bce(positive, negative, unfit, again), binary),
+        (each_gbce(positive, negative, unfit, again, n_items=11, calibration=0.6), weaker),
+        (each_bpr(positive, negative, unfit, again), pairs),
+    ):
+        assert found[0].tolist() == pytest.approx(wanted, abs=1e-12)
+    # Scores may be corrected: a's own by 0.3 less than where it stands among the negatives.
+    found = each_sampled_softmax(positive - 0.3, negative, unfit, again, positive)[0, 1].item()
+    assert found == pytest.approx(math.log(math.exp(1.7) + math.exp(-1)) - 1.7, abs=1e-12)
+
+
+@pytest.mark.parametrize("leading", [5.0, 14.0, 60.0, 1e4])
+def test_a_leading_positive_that_is_drawn_costs_next_to_nothing(leading: float) -> None:
+    """Taken out of the sum, it leaves the small rest: in float32 that may be rounding, but no more than that."""
+    positive = torch.tensor([[0.0, leading]], requires_grad=True)
+    negative = torch.tensor([[leading, 1.0, 2.0]], requires_grad=True)
+    again = torch.tensor([[0, 1]])
+    found = each_sampled_softmax(positive, negative, None, again, positive)[0, 1]
+    rest = math.log(math.e + math.e**2) - leading
+    assert found.item() == pytest.approx(math.log1p(math.exp(rest)), abs=2e-6)
+    near, far = torch.autograd.grad(found, (positive, negative))
+    assert near[0, 1].item() + far[0, 0].item() == pytest.approx(-sigma(rest), abs=2e-6)
+    assert far[0, 1:].tolist() == pytest.approx([sigma(rest) * sigma(-1), sigma(rest) * sigma(1)], abs=2e-6)
 
 
 def some_batch(seed: int = 0, items: int = 30, rows: int = 5, length: int = 6) -> Batch:
@@ -187,6 +234,21 @@ def test_hidden_against_a_loop(seed: int, shared: bool, exclude: bool) -> None:
             assert found[t, j].item() == (item == batch.targets[t].item() or item in history)
 
 
+@given(st.integers(0, 10_000), st.booleans(), st.booleans())
+def test_repeats_against_a_loop(seed: int, shared: bool, exclude: bool) -> None:
+    batch = some_batch(seed, items=9)
+    torch.manual_seed(seed)
+    drawn = torch.randint(9, (6,) if shared else (len(batch.targets), 6))
+    items = torch.cat([batch.targets[:, None], torch.randint(9, (len(batch.targets), 4))], dim=1)
+    found = repeats(items, drawn, batch, exclude_history=exclude)
+    unfit = hidden(drawn, batch, exclude_history=exclude)
+    for t in range(len(items)):
+        left = [
+            j for j, out in zip((drawn if shared else drawn[t]).tolist(), unfit[t].tolist(), strict=True) if not out
+        ]
+        assert found[t].tolist() == [left.count(item) for item in items[t].tolist()]
+
+
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("sampling", ["uniform", "popularity"])
 def test_items_are_drawn_as_often_as_they_should(sampling: str, shared: bool) -> None:
@@ -202,6 +264,18 @@ def test_items_are_drawn_as_often_as_they_should(sampling: str, shared: bool) ->
     expected_count = (expected * 5000).log()
     torch.testing.assert_close(drawn.log_q_targets[1:4][seen[1:4]], expected_count[1:4][seen[1:4]])
     torch.testing.assert_close(drawn.log_q, expected_count[drawn.items])
+
+
+def test_how_often_an_item_is_expected_by_hand() -> None:
+    items = torch.tensor([[3, 1], [2, 2]])
+    for settings, wanted in (
+        ({"sampling": "uniform"}, [[5 / 4, 5 / 4], [5 / 4, 5 / 4]]),
+        ({"sampling": "popularity"}, [[3.0, 0.5], [1.5, 1.5]]),
+        ({"sampling": "popularity", "popularity_power": 2.0}, [[36 / 46 * 5, 5 / 46], [9 / 46 * 5, 9 / 46 * 5]]),
+        ({"sampling": "in_batch"}, [[3.0, 0.5], [1.5, 1.5]]),
+    ):
+        sampler = Sampler(LossSettings(name="bce", **settings), torch.tensor([0, 1, 3, 6]))
+        torch.testing.assert_close(sampler.log_expected(items, 5), torch.tensor(wanted).log())
 
 
 def test_in_batch_takes_targets() -> None:
@@ -235,34 +309,6 @@ def test_corrected_sampled_softmax_comes_near_the_whole() -> None:
         assert one(one.draw(batch), states, table)["target"].item() == pytest.approx(expected, abs=0.03)
         plain = objective(name="sampled_softmax", negatives=20_000, sampling=sampling, log_q="none")
         assert abs(plain(plain.draw(batch), states, table)["target"].item() - expected) > 1
-
-
-@pytest.mark.parametrize("chunk", [30, 200, 1 << 20])
-def test_dro_against_its_formula(chunk: int) -> None:
-    batch, states, table = tensors(dtype=torch.float64)
-    states.requires_grad_(), table.requires_grad_()
-    p, beta = propensities(torch.arange(1, 31)).double(), 0.8
-    y = states @ table.T
-    own = y.gather(1, batch.targets[:, None])[:, 0]
-    p_t = p[batch.targets]
-    inner = (p * y**2 / beta).exp().sum(dim=1) - (p_t * own**2 / beta).exp() + (p_t * (own - 1) ** 2 / beta).exp()
-    expected = inner.log().mean()
-    value = dro(states, table, batch.targets, p, beta=beta, chunk_elements=chunk)
-    torch.testing.assert_close(value, expected, atol=1e-12, rtol=1e-12)
-    for found, wanted in zip(
-        torch.autograd.grad(value, (states, table)), torch.autograd.grad(expected, (states, table)), strict=True
-    ):
-        torch.testing.assert_close(found, wanted, atol=1e-10, rtol=1e-10)
-
-
-def test_dro_does_not_overflow() -> None:
-    batch, states, table = tensors()
-    assert torch.isfinite(dro(states * 50, table * 50, batch.targets, propensities(torch.ones(30)), beta=1.0))
-
-
-def test_propensities_by_hand() -> None:
-    found = propensities(torch.tensor([0, 2]))
-    assert found.tolist() == pytest.approx([0.25**0.05, 0.75**0.05], abs=1e-6)
 
 
 @pytest.mark.parametrize("settings", [{"negatives": 0}, {"sampling": "in_batch", "shared": False}, {"name": "mse"}])

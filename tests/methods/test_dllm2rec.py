@@ -3,26 +3,26 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
-from distilrec.config import LossSettings, checked
+from distilrec.config import LossSettings
 from distilrec.data.batching import Batch
-from distilrec.errors import ConfigError, InputError
 from distilrec.knowledge.store import NOTHING, Knowledge
+from distilrec.losses.catalogue import catalogue_loss
 from distilrec.losses.objective import Objective
 from distilrec.methods.dllm2rec import (
     DLLM2Rec,
     DLLM2RecSettings,
-    InformedTable,
     consistency,
     importance_weights,
-    standardised,
 )
-from distilrec.students.base import ItemTable
 
 N_ITEMS, WIDTH, ASKED_K = 15, 6, 5
 
@@ -78,8 +78,14 @@ def naive_loss(
     return target_loss / len(states), ranking_loss / len(states)
 
 
+def make(said: Knowledge | None = None, loss: dict[str, Any] | None = None, **changes: Any) -> DLLM2Rec:
+    method = DLLM2Rec(DLLM2RecSettings.model_validate(changes), knowledge() if said is None else said)
+    method.objective = Objective(LossSettings.model_validate(loss or {"name": "ce"}), torch.arange(1, N_ITEMS + 1))
+    return method
+
+
 def loss_of(said: Knowledge | None = None, asked: Batch | None = None, **changes: object) -> dict[str, float]:
-    method = DLLM2Rec(DLLM2RecSettings.model_validate(changes), said or knowledge())
+    method = make(said, **changes)
     return {name: part.item() for name, part in method.loss(asked or batch(), *student()).items()}
 
 
@@ -112,12 +118,47 @@ def test_consistency_by_hand() -> None:
     assert consistency(logits, picked, 99).tolist() == [[1.0] * 3] * 2
 
 
-def test_standardised_by_hand() -> None:
-    vectors = torch.tensor([[1.0, 7.0, 100.0], [3.0, 7.0, 300.0]])
-    assert standardised(vectors).tolist() == [[-1.0, 0.0, -1.0], [1.0, 0.0, 1.0]]
-    some = standardised(torch.randn(50, 4, generator=torch.Generator().manual_seed(0)) * 9 + 40)
-    torch.testing.assert_close(some.mean(dim=0), torch.zeros(4), atol=1e-5, rtol=0)
-    torch.testing.assert_close(some.square().mean(dim=0), torch.ones(4), atol=1e-5, rtol=0)
+def test_published_confidence_by_hand() -> None:
+    """1e-8 is added before the weights are normalised, and the temperature has no say."""
+    settings = DLLM2RecSettings(
+        position_weight=0, confidence_weight=2.0, paper_compat=True, confidence_temperature=9.0, beta=5.0
+    )
+    log = math.log
+    scores = torch.tensor(
+        [[log(4), log(2), log(2)], [log(2e-8), -100.0, NOTHING], [-200.0, -300.0, -400.0]], dtype=torch.float64
+    )
+    weights = importance_weights(scores, settings)
+    expected = [[1.0, 0.5, 0.5], [1.5, 0.5, 0.0], [2 / 3, 2 / 3, 2 / 3]]
+    torch.testing.assert_close(weights, torch.tensor(expected, dtype=torch.float64), rtol=1e-7, atol=1e-7)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 12), st.integers(1, 4000), st.booleans())
+def test_consistency_is_the_exact_current_top_with_its_ties(seed: int, k: int, n: int, few: bool) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(3, n, generator=generator)
+    if few:  # small whole numbers: many share the k-th place
+        logits = (2 * logits).round()
+    items = torch.randint(n, (3, 7), generator=generator)
+    found = consistency(logits, logits.gather(1, items), k)
+    for row, own, here in zip(logits.tolist(), items.tolist(), found.tolist(), strict=True):
+        least = sorted(row, reverse=True)[min(k, n) - 1]
+        assert here == [1.0 if row[item] >= least else pytest.approx(1e-8) for item in own]
+
+
+def test_a_shared_last_place_counts_in_the_loss() -> None:
+    """Items 1 to 3 score alike, behind item 0. Two places: 0 and all of the three; item 4 is behind."""
+    table = torch.tensor([[2.0], [1.0], [1.0], [1.0], [0.0]], dtype=torch.float64)
+    states = torch.ones(1, 1, dtype=torch.float64)
+    asked = replace(batch((4,)), targets=torch.tensor([0]))
+    whole = math.log(math.e**2 + 3 * math.e + 1)
+    for ranked, wanted in (([3, 4], whole - 1), ([1, 2], whole - 1), ([4, 0], whole - 2), ([4, 4], whole)):
+        said = Knowledge({}, np.array([4]), np.array([ranked]), np.zeros((1, 2)), None)
+        method = make(said, embedding_weight=0, position_weight=0, confidence_weight=0, ranking_weight=1, top_k=2)
+        assert method.loss(asked, states, table)["ranking"].item() == pytest.approx(wanted, abs=1e-6), ranked
+    # As many places as items that the teacher has said: one, if it said one.
+    said = Knowledge({}, np.array([4]), np.array([[1]]), np.zeros((1, 1)), None)
+    parts = make(said, embedding_weight=0, ranking_weight=1, top_k=9).loss(asked, states, table)
+    assert parts["ranking"].item() == pytest.approx(whole - 1)
 
 
 @pytest.mark.parametrize(
@@ -136,14 +177,13 @@ def test_standardised_by_hand() -> None:
     ],
 )
 def test_loss_and_gradients_equal_the_equations(changes: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(  # three rows at a time, so that chunks matter
-        "distilrec.methods.dllm2rec.weighted_cross_entropy", chunked := _chunked(3 * N_ITEMS)
-    )
+    chunked = _chunked(3 * N_ITEMS)  # three rows at a time, so that chunks matter
+    monkeypatch.setattr("distilrec.losses.objective.catalogue_loss", chunked)
     settings, said, asked = DLLM2RecSettings.model_validate(changes), knowledge(), batch()
     states, table = student()
     target, ranking = naive_loss(states, table, asked, said, settings)
     wanted = torch.autograd.grad(target + ranking, (states, table))
-    parts = DLLM2Rec(settings, said).loss(asked, states, table)
+    parts = make(said, **changes).loss(asked, states, table)
     assert chunked.calls == 1
     torch.testing.assert_close(parts["target"], target, rtol=1e-7, atol=1e-7)
     torch.testing.assert_close(parts["ranking"], ranking.detach(), rtol=1e-7, atol=1e-7)
@@ -153,13 +193,11 @@ def test_loss_and_gradients_equal_the_equations(changes: dict[str, object], monk
 
 class _chunked:
     def __init__(self, elements: int) -> None:
-        from distilrec.losses.catalogue import weighted_cross_entropy
+        self.elements, self.calls = elements, 0
 
-        self.elements, self.calls, self.function = elements, 0, weighted_cross_entropy
-
-    def __call__(self, *args: Tensor, **options: object) -> tuple[Tensor, Tensor]:
+    def __call__(self, *args: Any, **options: Any) -> tuple[Tensor, Tensor]:
         self.calls += 1
-        return self.function(*args, **options, chunk_elements=self.elements)
+        return catalogue_loss(*args, **options, chunk_elements=self.elements)
 
 
 def test_the_weights_of_an_example_sum_to_the_ranking_weight() -> None:
@@ -167,8 +205,8 @@ def test_the_weights_of_an_example_sum_to_the_ranking_weight() -> None:
     said, asked = knowledge(), batch((2, 3, 8))
     states = torch.zeros(3, WIDTH, dtype=torch.float64)
     _, table = student()
-    for settings in (DLLM2RecSettings(), DLLM2RecSettings(top_k=2, consistency_weight=7.0, ranking_weight=0.7)):
-        parts = DLLM2Rec(settings, said).loss(asked, states, table)
+    for changes in ({}, {"top_k": 2, "consistency_weight": 7.0, "ranking_weight": 0.7}):
+        parts = make(said, **changes).loss(asked, states, table)
         assert parts["ranking"].item() == pytest.approx(0.7 * math.log(N_ITEMS))
         assert parts["target"].item() == pytest.approx(math.log(N_ITEMS))
 
@@ -176,7 +214,7 @@ def test_the_weights_of_an_example_sum_to_the_ranking_weight() -> None:
 def test_every_switch_counts() -> None:
     variants = [
         {},
-        {"ranking_weight": 0.0},
+        {"ranking_weight": 0.1},
         {"position_weight": 0.0},
         {"confidence_weight": 0.0},
         {"consistency_weight": 0.0},
@@ -186,18 +224,19 @@ def test_every_switch_counts() -> None:
     ]
     rankings = [loss_of(**variant)["ranking"] for variant in variants]
     assert len({round(value, 9) for value in rankings}) == len(variants), rankings
-    assert rankings[1] == 0.0
+    assert rankings[1] == pytest.approx(rankings[0] / 7)
+    assert set(loss_of(ranking_weight=0.0)) == {"target"}
     assert len({round(loss_of(**variant)["target"], 9) for variant in variants}) == 1
 
 
 def test_what_was_not_asked_costs_only_its_target() -> None:
     asked = batch((1, 4, 99))
     states, table = student(3)
-    parts = DLLM2Rec(DLLM2RecSettings(), knowledge()).loss(asked, states, table)
+    parts = make().loss(asked, states, table)
     assert parts["ranking"].item() == 0.0
     expected = torch.nn.functional.cross_entropy(states @ table.T, asked.targets)
     torch.testing.assert_close(parts["target"], expected)
-    other = DLLM2Rec(DLLM2RecSettings(), knowledge(seed=9)).loss(asked, states, table)
+    other = make(knowledge(seed=9)).loss(asked, states, table)
     assert other["target"].item() == parts["target"].item()
 
 
@@ -209,54 +248,6 @@ def test_all_weights_zero_is_no_ranking_loss() -> None:
     parts = loss_of(position_weight=0, confidence_weight=0, consistency_weight=0)
     assert parts["ranking"] == 0.0
     assert math.isfinite(parts["target"])
-
-
-def test_item_embedding_by_hand() -> None:
-    torch.manual_seed(0)
-    offset = ItemTable(N_ITEMS, WIDTH)
-    said = knowledge()
-    assert said.item_vectors is not None
-    module = DLLM2Rec(DLLM2RecSettings(embedding_weight=0.25), knowledge_of_float(said)).item_embedding(offset)
-    assert isinstance(module, InformedTable)
-    z = standardised(said.item_vectors.float())
-    expected = offset.weight + 0.25 * z @ module.project.weight.T
-    torch.testing.assert_close(module(), expected)
-    # Free vectors and projection learn; the teacher's vectors do not, and are not kept in a student's file.
-    assert {name for name, _ in module.named_parameters()} == {"offset.weight", "project.weight"}
-    assert "vectors" not in module.state_dict()
-    before = module().detach()
-    doubled = InformedTable(offset, WIDTH, said.item_vectors.float(), 0.5)
-    doubled.project = module.project
-    torch.testing.assert_close(doubled() - offset.weight, 2 * (before - offset.weight), rtol=1e-4, atol=1e-6)
-
-
-def knowledge_of_float(said: Knowledge) -> Knowledge:
-    assert said.item_vectors is not None
-    return Knowledge(said.manifest, said.examples, said.items, said.scores, said.item_vectors.float())
-
-
-def test_embedding_weight_zero_leaves_the_table_alone() -> None:
-    table = ItemTable(N_ITEMS, WIDTH)
-    assert DLLM2Rec(DLLM2RecSettings(embedding_weight=0), knowledge()).item_embedding(table) is table
-
-
-def test_missing_knowledge() -> None:
-    with pytest.raises(InputError, match="Annotate first"):
-        DLLM2Rec(DLLM2RecSettings(), None)
-
-
-def test_missing_item_vectors() -> None:
-    with pytest.raises(InputError, match="item vectors"):
-        DLLM2Rec(DLLM2RecSettings(), knowledge(vectors=False))
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [{"top_k": 0}, {"beta": 0}, {"confidence_temperature": 0}, {"ranking_weight": -1}, {"postion_weight": 0.3}],
-)
-def test_wrong_settings(settings: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match=next(iter(settings))):
-        checked(DLLM2RecSettings, settings, where="method")
 
 
 def test_rankings_are_looked_up_by_example_not_by_place() -> None:
@@ -295,9 +286,8 @@ def test_loss_of_a_ranking_that_has_ended_by_hand() -> None:
     table = torch.tensor([[0.0], [math.log(2)], [math.log(5)]], dtype=torch.float64)
     said = Knowledge({}, np.array([4]), np.array([[1, 0, 0]]), np.array([[-3.0, NOTHING, NOTHING]]), torch.ones(3, 2))
     for changes in ({}, {"consistency_weight": 9.0}, {"top_k": 2}, {"position_weight": 0, "confidence_weight": 0}):
-        settings = DLLM2RecSettings.model_validate({"ranking_weight": 0.7, **changes})
         asked = replace(batch((4,)), targets=torch.tensor([2]))
-        parts = DLLM2Rec(settings, said).loss(asked, states.requires_grad_(), table)
+        parts = make(said, **{"ranking_weight": 0.7, **changes}).loss(asked, states.requires_grad_(), table)
         assert parts["ranking"].item() == pytest.approx(0.7 * math.log(4)), changes
         assert parts["target"].item() == pytest.approx(math.log(8 / 5))
 
@@ -310,17 +300,17 @@ def test_short_rankings_beside_long_ones_equal_each_alone() -> None:
         [row + [0] * (4 - len(row)) for row in lists.values()],
         list(lists),
     )
-    settings = DLLM2RecSettings(top_k=3, consistency_weight=0.0)  # the student's own top 3 differs from its top 1
+    changes = {"top_k": 3, "consistency_weight": 0.0}  # the student's own top 3 differs from its top 1
     states, table = student(len(lists))
     asked = batch(tuple(lists))
     total, gradient = 0.0, torch.zeros_like(table)
     for row, (example, items) in enumerate(lists.items()):
-        method = DLLM2Rec(settings, short([scores[example]], [items], [example]))
+        method = make(short([scores[example]], [items], [example]), **changes)
         one = replace(batch((example,)), targets=asked.targets[row : row + 1])
         parts = method.loss(one, states[row : row + 1], table)
         total += sum(part.item() for part in parts.values()) / len(lists)
         gradient += torch.autograd.grad(sum(parts.values()), table)[0] / len(lists)
-    together = DLLM2Rec(settings, padded).loss(asked, states, table)
+    together = make(padded, **changes).loss(asked, states, table)
     assert sum(part.item() for part in together.values()) == pytest.approx(total)
     torch.testing.assert_close(torch.autograd.grad(sum(together.values()), table)[0], gradient)
 
@@ -332,40 +322,8 @@ def test_what_stands_behind_an_end_is_never_looked_at() -> None:
     for filler in (0, 11):
         said = short(scores, [[6, filler, filler], [7, 8, filler]], [2, 3])
         states, table = student(2)
-        parts = DLLM2Rec(DLLM2RecSettings(consistency_weight=5.0), said).loss(batch((2, 3)), states, table)
+        parts = make(said, consistency_weight=5.0).loss(batch((2, 3)), states, table)
         gradients = torch.autograd.grad(sum(parts.values()), (states, table))
         found.append([*(part.detach() for part in parts.values()), *gradients])
     for first, second in zip(*found, strict=True):
         torch.testing.assert_close(first, second)
-
-
-def test_what_is_switched_off_needs_nothing() -> None:
-    cases = {
-        (0.7, 0.3): {"rankings", "item_vectors"},
-        (0.7, 0.0): {"rankings"},
-        (0.0, 0.3): {"item_vectors"},
-        (0.0, 0.0): set(),
-    }
-    for (ranking, embedding), needs in cases.items():
-        settings = DLLM2RecSettings(ranking_weight=ranking, embedding_weight=embedding)
-        assert DLLM2Rec.needs_of(settings) == needs
-    DLLM2Rec(DLLM2RecSettings(ranking_weight=0, embedding_weight=0), None)
-    DLLM2Rec(DLLM2RecSettings(embedding_weight=0), knowledge(vectors=False))
-
-
-def vectors_only() -> Knowledge:
-    return Knowledge(
-        {}, np.empty(0, dtype=np.int64), np.empty((0, 0), dtype=np.int64), np.empty((0, 0)), torch.randn(N_ITEMS, 4)
-    )
-
-
-def test_item_vectors_alone_are_enough_where_rankings_weigh_nothing() -> None:
-    method = DLLM2Rec(DLLM2RecSettings(ranking_weight=0), vectors_only())
-    method.objective = Objective(LossSettings(name="ce"), torch.ones(N_ITEMS), None)
-    assert isinstance(method.item_embedding(ItemTable(N_ITEMS, WIDTH)), InformedTable)
-    states, table = student()
-    parts = method.loss(batch(), states, table)
-    assert set(parts) == {"target"}
-    torch.testing.assert_close(parts["target"], torch.nn.functional.cross_entropy(states @ table.T, batch().targets))
-    with pytest.raises(InputError, match="needs rankings and this teacher gave none"):
-        DLLM2Rec(DLLM2RecSettings(), vectors_only())

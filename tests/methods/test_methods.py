@@ -50,7 +50,7 @@ def task_of(model: Student, method: Method, dataset: Dataset) -> Task:
 def test_registered_under_its_own_name(name: str) -> None:
     assert METHODS[name].name == name
     assert METHODS[name].__doc__
-    assert METHODS[name].needs <= {"rankings", "item_vectors"}
+    assert METHODS[name].needs <= {"rankings", "scores", "item_vectors"}
 
 
 @pytest.mark.parametrize("student", list(STUDENTS))

@@ -18,10 +18,10 @@ from distilrec.data.batching import held_out_windows, make_batch, plan
 from distilrec.data.dataset import Dataset
 from distilrec.data.split import Ints
 from distilrec.errors import TrainingError
+from distilrec.losses.top import BLOCK, best_columns
 
 _SCORES = 1 << 22  # scores held at a time: 16 MiB of float32
 _LEAST_ROWS, _MOST_SCORES = 16, 1 << 27  # but so many users share one reading of the table, up to 512 MiB of scores
-_BLOCK = 64  # columns whose maximum is formed first
 
 
 class Scorer(Protocol):
@@ -133,7 +133,7 @@ def _scored(
 ) -> Iterator[tuple[Ints, Tensor, Tensor]]:
     """Yield places in `examples`, their targets [t, 1] and scores [t, N], which the next step overwrites.
 
-    Columns behind the catalogue's end, if any, hold -inf, so that their number is a multiple of `_BLOCK`.
+    Columns behind the catalogue's end, if any, hold -inf, so that their number is a multiple of `BLOCK`.
     """
     windows = held_out_windows(dataset, examples, model.max_length)
     n_items = dataset.n_items
@@ -141,7 +141,7 @@ def _scored(
     table = padded = buffer = None
     if hasattr(model, "encode_last"):
         table = model.item_vectors()  # type: ignore[union-attr]
-        padded = functional.pad(table, (0, 0, 0, -n_items % _BLOCK)) if n_items > _BLOCK else table
+        padded = functional.pad(table, (0, 0, 0, -n_items % BLOCK)) if n_items > BLOCK else table
         buffer = table.new_empty(min(chunk, len(examples)), len(padded))
     for rows in plan(windows.end - windows.start, batch_tokens, None):
         batch = make_batch(dataset, windows, rows)
@@ -156,20 +156,6 @@ def _scored(
                 scores = torch.mm(states[part], padded.T, out=buffer[: len(rows[part])])
                 scores[:, n_items:] = -torch.inf
             yield rows[part], batch.targets[part, None], scores
-
-
-def best_columns(scores: Tensor, k: int) -> Tensor:
-    """Return the columns of the k largest numbers in each row of [t, N], best first.
-
-    The k largest lie in the k blocks of columns with the largest maxima, so only those are searched.
-    """
-    rows, columns = scores.shape
-    if columns % _BLOCK or columns < 2 * k * _BLOCK:
-        return scores.topk(k, dim=1).indices
-    blocks = scores.view(rows, -1, _BLOCK)
-    at = blocks.amax(dim=2).topk(k, dim=1, sorted=False).indices  # [t, k]
-    found = blocks.gather(1, at[:, :, None].expand(-1, -1, _BLOCK)).flatten(1).topk(k, dim=1).indices
-    return at.gather(1, found // _BLOCK) * _BLOCK + found % _BLOCK
 
 
 def _count(flags: Tensor) -> Ints:

@@ -8,11 +8,11 @@ written there, and on the disk, before anything else happens to it. The next wri
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -58,8 +58,35 @@ class Knowledge:
         return hashlib.sha256(np.ascontiguousarray(self.examples).tobytes()).hexdigest()
 
     @cached_property
+    def has_scores(self) -> bool:
+        """Whether the teacher said how sure it is of its items; one that only ranks scores them all alike."""
+        return bool(np.any(np.isfinite(self.scores) & (self.scores != 0)))
+
+    @cached_property
     def _tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         return torch.from_numpy(self.examples), torch.from_numpy(self.items), torch.from_numpy(self.scores)
+
+    def without(self, dataset: Dataset, which: Literal["history", "training"]) -> "Knowledge":
+        """Return the same without some items of the user's own; what is left of a ranking keeps its order.
+
+        Args:
+            dataset: what the example ids refer to.
+            which: items of the example's `history`, or of the whole `training` part of it, its target and later ones included.
+        """
+        rows = dataset.rows_of(self.examples)
+        first, last = dataset.offsets[rows], self.examples - 1
+        if which == "training":
+            last = np.maximum(last, first + dataset.split.train_end[rows] - 1)
+        gone = self.scores == NOTHING
+        active, back = np.arange(len(self.examples)), 0
+        while len(active := active[last[active] - back >= first[active]]):
+            gone[active] |= self.items[active] == np.asarray(dataset.items)[last[active] - back, None]
+            back += 1
+        order = np.argsort(gone, axis=1, kind="stable")
+        items = np.take_along_axis(np.where(gone, 0, self.items), order, axis=1)
+        scores = np.take_along_axis(np.where(gone, np.float32(NOTHING), self.scores), order, axis=1)
+        some = ~gone.all(axis=1)
+        return replace(self, examples=self.examples[some], items=items[some], scores=scores[some])
 
     def rankings(self, examples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Look up what the teacher said about some examples.

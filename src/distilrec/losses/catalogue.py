@@ -5,6 +5,7 @@ For states h [T, d], item table E [N, d], items i_m and weights w_m (m = 1..M) o
 With M = 1 and w = 1 this is the plain cross-entropy. Both gradients are formed while the logits of a chunk are at hand,
 so that no more than `chunk` x N numbers ever exist and no product is done twice:
     d/dlogits = (sum_m w_m) softmax - sum_m w_m onehot(i_m)
+The DRO term of DROS can be added to it, or stand alone, from the same logits.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,13 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distilrec.losses.dro import Robust, dro_terms
+
 Weigh = Callable[[Tensor, Tensor, slice], Tensor]
 # 8 MiB of float32 logits: small enough to stay near the caches, large enough for fast products
 CHUNK_ELEMENTS = 1 << 21
 _SURE = 1e-30  # a probability above it has all its digits
 
 
-class _WeightedCrossEntropy(torch.autograd.Function):
+class _CatalogueLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -28,13 +31,15 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         items: Tensor,
         weights: Tensor | None,
         weigh: Weigh | None,
+        entropy: bool,
+        robust: Robust | None,
         chunk: int,
         dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
         total, n_items = len(states), len(table)
         grad_states = torch.empty_like(states)
         grad_table = torch.zeros_like(table) if ctx.needs_input_grad[1] else None
-        by_column = states.new_zeros(items.shape[1], dtype=torch.float64)
+        parts = states.new_zeros(2, items.shape[1], dtype=torch.float64)
         states, table = states.to(dtype), table.to(dtype)
         buffer = states.new_empty(min(chunk, total), n_items)
         for first in range(0, total, chunk):
@@ -45,23 +50,39 @@ class _WeightedCrossEntropy(torch.autograd.Function):
                 weight = weigh(logits, picked, rows)
             else:
                 weight = torch.ones_like(picked) if weights is None else weights[rows]
-            whole = _softmax_in_place(logits, picked, items[rows], states[rows], table)  # [t, 1]
-            picked = picked.to(whole.dtype)
-            by_column += (weight * (whole - picked)).sum(dim=0, dtype=torch.float64)
-            if weigh is not None or weights is not None:
-                logits.mul_(weight.sum(dim=1, keepdim=True))
-            logits.scatter_add_(1, items[rows], -weight.to(dtype))
+            further = None
+            if robust is not None:  # in float32 at least: its exponents are squares
+                wide = torch.promote_types(dtype, torch.float32)
+                terms, further = dro_terms(logits.to(wide), items[rows], weight.to(wide), robust)
+                parts[1] += terms.sum(dim=0, dtype=torch.float64)
+            rowwise = None  # the factor of each row's gradient: applied to d columns, not to N
+            if entropy:
+                whole = _softmax_in_place(logits, picked, items[rows], states[rows], table)  # [t, 1]
+                picked = picked.to(whole.dtype)
+                parts[0] += (weight * (whole - picked)).sum(dim=0, dtype=torch.float64)
+                if weigh is not None or weights is not None or items.shape[1] > 1:
+                    rowwise = weight.sum(dim=1, keepdim=True)
+                    weight = weight / rowwise.where(rowwise > 0, 1.0)
+                logits.scatter_add_(1, items[rows], -weight.to(dtype))
+                if further is not None:
+                    logits.mul_((torch.ones_like(whole) if rowwise is None else rowwise).to(dtype)).add_(further)
+                    rowwise = None
+            elif further is not None:
+                logits.copy_(further)
             if grad_states.dtype == dtype:
                 torch.mm(logits, table, out=grad_states[rows])
             else:
                 grad_states[rows] = logits @ table
+            if rowwise is not None:
+                grad_states[rows] *= rowwise
             if grad_table is not None:  # a frozen table needs none
+                by = states[rows] if rowwise is None else (states[rows] * rowwise).to(dtype)
                 if grad_table.dtype == dtype:
-                    grad_table.addmm_(logits.T, states[rows])
+                    grad_table.addmm_(logits.T, by)
                 else:
-                    grad_table += logits.T @ states[rows]
+                    grad_table += logits.T @ by
         ctx.save_for_backward(grad_states.div_(total), None if grad_table is None else grad_table.div_(total))
-        parts = (by_column / total).to(grad_states.dtype)
+        parts = (parts / total).to(grad_states.dtype)
         ctx.mark_non_differentiable(parts)
         return parts.sum(), parts
 
@@ -69,7 +90,7 @@ class _WeightedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _parts: Tensor) -> tuple[Tensor | None, ...]:
         states, table = ctx.saved_tensors
         by_table = None if table is None else scaled((table,), grad)[0]
-        return scaled((states,), grad)[0], by_table, None, None, None, None, None
+        return scaled((states,), grad)[0], by_table, *(None,) * 7
 
 
 def scaled(gradients: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
@@ -98,6 +119,46 @@ def _softmax_in_place(logits: Tensor, picked: Tensor, items: Tensor, states: Ten
     return whole
 
 
+def catalogue_loss(
+    states: Tensor,
+    table: Tensor,
+    items: Tensor,
+    weights: Tensor | None,
+    *,
+    weigh: Weigh | None = None,
+    entropy: bool = True,
+    robust: Robust | None = None,
+    chunk_elements: int = CHUNK_ELEMENTS,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Losses over the catalogue for several weighted targets per state, from one scoring of it.
+
+    Args:
+        states: [T, d].
+        table: [N, d] item vectors.
+        items: [T, M] int64 item ids.
+        weights: [T, M]; they need not sum to 1. None: all are 1, and M is 1.
+        weigh: called as weigh(logits [t, N], logits of the items [t, M], rows) -> weights [t, M] of a chunk, where weights depend
+            on the scores; no gradient flows through it, and it must not change the logits.
+        entropy: whether the cross-entropy is a part of the loss.
+        robust: what the DRO term needs, if it is a part.
+        chunk_elements: at most this many logits exist at a time.
+        dtype: of the logits and the products around them; the table's own by default. Sums over chunks keep the table's.
+
+    Returns:
+        The loss (with gradients for states and table), and its shares without gradient, [2, M]: cross-entropy and DRO term of
+        each column.
+    """
+    if len(states) == 0:
+        raise ValueError("no states to compute a loss for")
+    chunk = max(1, chunk_elements // len(table))
+    with torch.autocast(states.device.type, enabled=False):
+        loss, parts = _CatalogueLoss.apply(
+            states, table, items, weights, weigh, entropy, robust, chunk, dtype or table.dtype
+        )
+    return loss, parts
+
+
 def weighted_cross_entropy(
     states: Tensor,
     table: Tensor,
@@ -108,27 +169,12 @@ def weighted_cross_entropy(
     chunk_elements: int = CHUNK_ELEMENTS,
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy over the catalogue for several weighted targets per state.
+    """Cross-entropy over the catalogue for several weighted targets per state: the loss, and its share per column, [M].
 
-    Args:
-        states: [T, d].
-        table: [N, d] item vectors.
-        items: [T, M] int64 item ids.
-        weights: [T, M]; they need not sum to 1. None: all are 1, and M is 1.
-        weigh: called as weigh(logits [t, N], logits of the items [t, M], rows) -> weights [t, M] of a chunk, where weights depend
-            on the scores; no gradient flows through it, and it must not change the logits.
-        chunk_elements: at most this many logits exist at a time.
-        dtype: of the logits and the products around them; the table's own by default. Sums over chunks keep the table's.
-
-    Returns:
-        The loss (with gradients for states and table), and its share per column m, [M], without gradient.
+    Arguments as in `catalogue_loss`.
     """
-    if len(states) == 0:
-        raise ValueError("no states to compute a loss for")
-    chunk = max(1, chunk_elements // len(table))
-    with torch.autocast(states.device.type, enabled=False):
-        loss, parts = _WeightedCrossEntropy.apply(states, table, items, weights, weigh, chunk, dtype or table.dtype)
-    return loss, parts
+    loss, parts = catalogue_loss(states, table, items, weights, weigh=weigh, chunk_elements=chunk_elements, dtype=dtype)
+    return loss, parts[0]
 
 
 def cross_entropy(
@@ -142,3 +188,22 @@ def cross_entropy(
     """Mean cross-entropy of the targets ([T] int64) over the catalogue, chunked."""
     loss, _ = weighted_cross_entropy(states, table, targets[:, None], None, chunk_elements=chunk_elements, dtype=dtype)
     return loss
+
+
+@torch.no_grad()
+def scan(
+    states: Tensor,
+    table: Tensor,
+    items: Tensor,
+    look: Weigh,
+    *,
+    chunk_elements: int = CHUNK_ELEMENTS,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Score the catalogue chunk by chunk and call `look` as `catalogue_loss` calls its `weigh`; for losses that do not score it."""
+    chunk, dtype = max(1, chunk_elements // len(table)), dtype or table.dtype
+    states, table = states.to(dtype), table.to(dtype)
+    for first in range(0, len(states), chunk):
+        rows = slice(first, min(first + chunk, len(states)))
+        logits = states[rows] @ table.T
+        look(logits, logits.gather(1, items[rows]), rows)

@@ -3,6 +3,8 @@
 Random numbers come from torch's global generator, whose state is in every checkpoint: one seed, one result.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -25,7 +27,8 @@ class Sampler:
         self._uniform = settings.sampling == "uniform" or float(weight.sum()) == 0
         self._n_items = len(popularity)
         share = torch.full_like(weight, 1 / len(weight)) if self._uniform else weight / weight.sum()
-        self._log_share = share.clamp_min(1e-12).log().to(torch.float32)
+        least = share[share > 0].min()  # an item never seen in training is taken for one seen as rarely as any
+        self._log_share = share.clamp_min(least).log().to(torch.float32)
         self._bounds = share.cumsum(0)
 
     def draw(self, targets: Tensor) -> Negatives:
@@ -46,10 +49,13 @@ class Sampler:
             )
         return self._described(items.to(targets.device), targets, settings.negatives)
 
+    def log_expected(self, items: Tensor, count: int) -> Tensor:
+        """Return the log of how often each of some items is expected among `count` drawn ones, in the shape of `items`."""
+        self._log_share = self._log_share.to(items.device)
+        return self._log_share[items] + math.log(count)
+
     def _described(self, items: Tensor, targets: Tensor, count: int) -> Negatives:
-        share = self._log_share = self._log_share.to(targets.device)
-        expected = torch.log(torch.tensor(float(count)))
-        return Negatives(items, share[items] + expected, share[targets] + expected)
+        return Negatives(items, self.log_expected(items, count), self.log_expected(targets, count))
 
 
 def hidden(negatives: Tensor, batch: Batch, *, exclude_history: bool) -> Tensor:
@@ -89,3 +95,20 @@ def _members(negatives: Tensor, histories: Tensor, inside: Tensor) -> Tensor:
     flags[rows[match], place[match]] = True
     found[:, order] = flags[:, group]
     return found
+
+
+def repeats(items: Tensor, negatives: Tensor, batch: Batch, *, exclude_history: bool) -> Tensor:
+    """Return how many of the negatives that count for a target are the item itself, [T, M].
+
+    Args:
+        items: [T, M] item ids that stand as positives beside the target, or the target itself.
+        negatives: [n] or [T, n].
+        batch: see `hidden`.
+        exclude_history: see `hidden`.
+    """
+    if negatives.dim() == 1:
+        ordered = negatives.sort().values
+        found = torch.searchsorted(ordered, items, right=True) - torch.searchsorted(ordered, items)
+    else:
+        found = (negatives[:, None, :] == items[:, :, None]).sum(dim=2)
+    return found.masked_fill(hidden(items, batch, exclude_history=exclude_history), 0)

@@ -4,13 +4,20 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from distilrec.config import LossSettings
 from distilrec.data.batching import Batch, Negatives
-from distilrec.losses.catalogue import cross_entropy
-from distilrec.losses.dro import dro, propensities
-from distilrec.losses.negatives import Sampler, hidden
-from distilrec.losses.sampled import bce, bpr, gbce, sampled_softmax, shared_sampled_softmax
+from distilrec.losses.catalogue import Weigh, catalogue_loss, cross_entropy, scan
+from distilrec.losses.dro import Robust, propensities
+from distilrec.losses.negatives import Sampler, hidden, repeats
+from distilrec.losses.sampled import (
+    each_bce,
+    each_bpr,
+    each_gbce,
+    each_sampled_softmax,
+    shared_sampled_softmax,
+)
 
 WHOLE_CATALOGUE = frozenset({"ce", "dro"})
 
@@ -28,7 +35,7 @@ class Objective:
         if settings.name is None:
             raise ValueError("the loss has no name yet: the student's default must be put in first")
         self.settings, self.dtype = settings, dtype
-        self.n_items = len(popularity)
+        self.n_items, self.popularity = len(popularity), popularity
         self._sampler = Sampler(settings, popularity)
         self._propensity = propensities(popularity)
 
@@ -52,45 +59,131 @@ class Objective:
             states: [T, d].
             table: [N, d] item vectors, or those that the batch needs.
         """
-        settings = self.settings
-        if settings.name == "ce":
+        if self.settings.name == "ce":
             return {"target": cross_entropy(states, table, batch.targets, dtype=self.dtype)}
-        if settings.name == "dro":
-            base = (
-                cross_entropy(states, table, batch.targets, dtype=self.dtype)
-                if settings.base == "ce"
-                else self._sampled(settings.base, batch, states, table)
+        if self.settings.name == "dro":
+            return self.weighted(batch, states, table, batch.targets[:, None], None)
+        drawn = batch.negatives
+        if self.settings.name == "sampled_softmax" and drawn is not None and drawn.items.dim() == 1:
+            unfit, own_q, log_q, _ = self._compared(batch)
+            return {
+                "target": shared_sampled_softmax(
+                    states, table, batch.targets, drawn.items, unfit, log_q_positive=own_q, log_q_negative=log_q
+                )
+            }
+        return {"target": self._sampled(str(self.settings.name), batch, states, table, batch.targets[:, None]).mean()}
+
+    def weighted(
+        self,
+        batch: Batch,
+        states: Tensor,
+        table: Tensor,
+        items: Tensor,
+        weights: Tensor | Weigh | None,
+        *,
+        published: bool = False,
+    ) -> dict[str, Tensor]:
+        """Return the loss with each of several items as the positive, weighted; the first column is the target's.
+
+        Args:
+            batch: see `__call__`.
+            states: [T, d].
+            table: [N, d], the whole catalogue.
+            items: [T, M] int64.
+            weights: [T, M]; or what gives them, [t, M], from the scores of a chunk of states (see `weigh` of `catalogue_loss`), for
+                which a loss that does not score the catalogue scores it once more. None: all are 1.
+            published: take the ranking's part of `bce` as DLLM2Rec's published code does, -log sigma(y) - log sigma(1 - z).
+
+        Returns:
+            "target" and, where M is above 1, "ranking": the mean over T of the first column and of the sum over the others; with
+            the DRO term "dro" and "ranking_dro" beside them. The sum of all parts carries the gradient of the whole.
+        """
+        found: list[Tensor] = []
+        fixed = weights if isinstance(weights, Tensor) else None
+        noted = None if weights is None or isinstance(weights, Tensor) else _noting(weights, found)
+        entropy = self.settings.name == "ce" or (self.settings.name == "dro" and self.settings.base == "ce")
+        robust = self._robust(states) if self.settings.name == "dro" else None
+        parts: dict[str, Tensor] = {}
+        if entropy or robust is not None:
+            total, shares = catalogue_loss(
+                states, table, items, fixed, weigh=noted, entropy=entropy, robust=robust, dtype=self.dtype
             )
-            return {"target": base, **self.further(batch, states, table)}
-        return {"target": self._sampled(str(settings.name), batch, states, table)}
+            parts = _named(total, shares, entropy, robust is not None)
+        if entropy:
+            return parts
+        if noted is not None and not found:
+            scan(states, table, items, noted, dtype=self.dtype)
+        base = self.settings.base if self.settings.name == "dro" else str(self.settings.name)
+        cells = self._sampled(base, batch, states, table, items, published=published)  # [T, M]
+        if weights is not None:
+            cells = cells * (torch.cat(found) if fixed is None else fixed).to(cells.dtype)
+        sums = cells.sum(dim=0) / len(states)
+        sampled = {"target": sums[0]} | ({"ranking": sums[1:].sum()} if len(sums) > 1 else {})
+        return sampled | parts
 
-    def further(self, batch: Batch, states: Tensor, table: Tensor) -> dict[str, Tensor]:
-        """Return the parts beside the comparison of target and other items: the term of DROS, where that is the loss."""
-        if self.settings.name != "dro":
-            return {}
+    def _robust(self, states: Tensor) -> Robust:
         self._propensity = self._propensity.to(states.device)
-        term = dro(states, table, batch.targets, self._propensity, beta=self.settings.dro_beta)
-        return {"dro": self.settings.dro_weight * term}
+        return Robust(self._propensity, self.settings.dro_beta, self.settings.dro_weight)
 
-    def _sampled(self, name: str, batch: Batch, states: Tensor, table: Tensor) -> Tensor:
+    def _compared(self, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor | None, Negatives]:
+        """Return which negatives do not count, [T, n], the corrections of the targets' and the negatives' scores, and these."""
         drawn = batch.negatives
         if drawn is None:
-            raise ValueError(f"the loss {name} needs negatives")
+            raise ValueError(f"the loss {self.settings.name} needs negatives")
         unfit = hidden(drawn.items, batch, exclude_history=self.settings.exclude_history)
         own_q = drawn.log_q_targets if self.settings.log_q == "all" else None
-        log_q = drawn.log_q if self.settings.log_q != "none" else None
-        if name == "sampled_softmax" and drawn.items.dim() == 1:
-            items = drawn.items
-            return shared_sampled_softmax(
-                states, table, batch.targets, items, unfit, log_q_positive=own_q, log_q_negative=log_q
-            )
-        positive = (states * table[batch.targets]).sum(dim=1)  # [T]
+        return unfit, own_q, drawn.log_q if self.settings.log_q != "none" else None, drawn
+
+    def _sampled(
+        self, name: str, batch: Batch, states: Tensor, table: Tensor, items: Tensor, *, published: bool = False
+    ) -> Tensor:
+        """Return the loss of each positive against the batch's negatives, [T, M]."""
+        unfit, own_q, log_q, drawn = self._compared(batch)
+        positive = score(states, table, items)  # [T, M]
         negative = score(states, table, drawn.items)  # [T, n]
+        again = None
+        if items.shape[1] > 1:
+            again = repeats(items, drawn.items, batch, exclude_history=self.settings.exclude_history)
         if name == "sampled_softmax":
-            return sampled_softmax(positive, negative, unfit, log_q_positive=own_q, log_q_negative=log_q)
+            expected = None
+            if own_q is not None or log_q is not None:
+                expected = self._sampler.log_expected(items, drawn.items.shape[-1])
+            as_negative = positive if log_q is None or expected is None else positive - expected
+            positive = positive if own_q is None or expected is None else positive - expected
+            negative = negative if log_q is None else negative - log_q
+            return each_sampled_softmax(positive, negative, unfit, again, as_negative)
         if name == "gbce":
-            return gbce(positive, negative, unfit, n_items=self.n_items, calibration=self.settings.calibration)
-        return (bce if name == "bce" else bpr)(positive, negative, unfit)
+            calibration = self.settings.calibration
+            return each_gbce(positive, negative, unfit, again, n_items=self.n_items, calibration=calibration)
+        cells = (each_bce if name == "bce" else each_bpr)(positive, negative, unfit, again)
+        if published and name == "bce":
+            against = functional.softplus(negative - 1).masked_fill(unfit, 0.0).sum(dim=1, keepdim=True)
+            cells = torch.cat([cells[:, :1], functional.softplus(-positive[:, 1:]) + against], dim=1)
+        return cells
+
+
+def _noting(weigh: Weigh, found: list[Tensor]) -> Weigh:
+    """Return a `weigh` that keeps what it gave."""
+
+    def noted(logits: Tensor, picked: Tensor, rows: slice) -> Tensor:
+        found.append(weigh(logits, picked, rows))
+        return found[-1]
+
+    return noted
+
+
+def _named(total: Tensor, shares: Tensor, entropy: bool, robust: bool) -> dict[str, Tensor]:
+    """Split a loss into named parts; the gradient of all of them flows through the first."""
+    parts: dict[str, Tensor] = {}
+    for row, there, name, ranking in ((0, entropy, "target", "ranking"), (1, robust, "dro", "ranking_dro")):
+        if there:
+            parts[name] = shares[row, 0]
+            if shares.shape[1] > 1:
+                parts[ranking] = shares[row, 1:].sum()
+    first = next(iter(parts))
+    others = [value for name, value in parts.items() if name != first]
+    parts[first] = total - torch.stack(others).sum() if others else total
+    return parts
 
 
 def only_needed_rows(batch: Batch) -> tuple[Tensor, Batch]:

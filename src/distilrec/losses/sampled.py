@@ -9,8 +9,11 @@ With y the target's score, z_j those of its negatives (j = 1..n) and sigma the l
     BPR               -sum_j log sigma(y - z_j) / n                                (Rendle et al., UAI 2009)
 
 A negative may be hidden (it is the target itself, or stands in the history): it has no part in the loss, nor in n.
+`each_...` give the loss of several positives of one state, [T, M], against the same negatives; where such a positive is drawn as a
+negative too, it is taken out again: its share in the sum is known from its own score.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -41,9 +44,33 @@ def sampled_softmax(
         positive = positive - log_q_positive
     if log_q_negative is not None:
         negative = negative - log_q_negative
+    return each_sampled_softmax(positive[:, None], negative, hidden).mean()
+
+
+def each_sampled_softmax(
+    positive: Tensor,
+    negative: Tensor,
+    hidden: Tensor | None,
+    repeats: Tensor | None = None,
+    as_negative: Tensor | None = None,
+) -> Tensor:
+    """Cross-entropy of each positive among itself and the negatives, [T, M]; scores are corrected already.
+
+    Args:
+        positive: [T, M].
+        negative: [T, n].
+        hidden: [T, n] bool, negatives to leave out.
+        repeats: [T, M], how often a positive is among the negatives that count.
+        as_negative: [T, M], the score that it has there.
+    """
     if hidden is not None:
         negative = negative.masked_fill(hidden, -torch.inf)
-    return (torch.logaddexp(positive, negative.logsumexp(dim=1)) - positive).mean()
+    mass = negative.logsumexp(dim=1, keepdim=True)
+    if repeats is not None and as_negative is not None:
+        drawn = repeats > 0
+        share = repeats * (as_negative - mass).where(drawn, -torch.inf).exp()
+        mass = mass + torch.log1p(-share.clamp_max(1 - 1e-6))
+    return torch.logaddexp(positive, mass) - positive
 
 
 class _SharedSoftmax(torch.autograd.Function):
@@ -115,7 +142,7 @@ def shared_sampled_softmax(
 
 def bce(positive: Tensor, negative: Tensor, hidden: Tensor | None = None) -> Tensor:
     """Binary cross-entropy, the mean over T. Shapes as in `sampled_softmax`."""
-    return _weighted_bce(positive, negative, hidden, positive.new_ones(()))
+    return each_bce(positive[:, None], negative, hidden).mean()
 
 
 def gbce(
@@ -130,28 +157,61 @@ def gbce(
         n_items: size N of the catalogue.
         calibration: t, 0 (plain BCE) to 1.
     """
-    share = _counts(negative, hidden).clamp_min(1) / max(n_items - 1, 1)  # a
-    return _weighted_bce(positive, negative, hidden, share * (calibration * (1 - 1 / share) + 1 / share))
+    return each_gbce(positive[:, None], negative, hidden, n_items=n_items, calibration=calibration).mean()
 
 
 def bpr(positive: Tensor, negative: Tensor, hidden: Tensor | None = None) -> Tensor:
     """Pairwise logistic loss, the mean over T. Shapes as in `sampled_softmax`."""
-    each = functional.softplus(negative - positive[:, None])
-    if hidden is not None:
-        each = each.masked_fill(hidden, 0.0)
-    return (each.sum(dim=1) / _counts(negative, hidden).clamp_min(1)).mean()
+    return each_bpr(positive[:, None], negative, hidden).mean()
 
 
-def _weighted_bce(positive: Tensor, negative: Tensor, hidden: Tensor | None, weight: Tensor) -> Tensor:
-    each = functional.softplus(negative)
-    if hidden is not None:
-        each = each.masked_fill(hidden, 0.0)
-    whole = weight * functional.softplus(-positive) + each.sum(dim=1)
-    return (whole / (1 + _counts(negative, hidden))).mean()
+def each_bce(positive: Tensor, negative: Tensor, hidden: Tensor | None, repeats: Tensor | None = None) -> Tensor:
+    """Binary cross-entropy of each positive, [T, M]. Shapes as in `each_sampled_softmax`."""
+    return _weighted_bce(positive, negative, hidden, repeats, positive.new_ones(()))
 
 
-def _counts(negative: Tensor, hidden: Tensor | None) -> Tensor:
-    """Return how many negatives each target has, [T] or []."""
-    if hidden is None:
-        return negative.new_tensor(float(negative.shape[1]))
-    return (~hidden).sum(dim=1).to(negative.dtype)
+def each_gbce(
+    positive: Tensor,
+    negative: Tensor,
+    hidden: Tensor | None,
+    repeats: Tensor | None = None,
+    *,
+    n_items: int,
+    calibration: float,
+) -> Tensor:
+    """Generalised binary cross-entropy of each positive, [T, M]; see `gbce`."""
+    share = _counts(negative, hidden, repeats).clamp_min(1) / max(n_items - 1, 1)  # a
+    return _weighted_bce(positive, negative, hidden, repeats, share * (calibration * (1 - 1 / share) + 1 / share))
+
+
+def each_bpr(positive: Tensor, negative: Tensor, hidden: Tensor | None, repeats: Tensor | None = None) -> Tensor:
+    """Pairwise logistic loss of each positive, [T, M]. Shapes as in `each_sampled_softmax`."""
+    columns = []
+    for column in range(positive.shape[1]):  # [T, n] at a time
+        each = functional.softplus(negative - positive[:, column, None])
+        columns.append(_sum(each, hidden))
+    whole = torch.cat(columns, dim=1)
+    if repeats is not None:  # a score against itself
+        whole = whole - repeats.to(whole.dtype) * math.log(2)
+    return whole / _counts(negative, hidden, repeats).clamp_min(1)
+
+
+def _weighted_bce(
+    positive: Tensor, negative: Tensor, hidden: Tensor | None, repeats: Tensor | None, weight: Tensor
+) -> Tensor:
+    against = _sum(functional.softplus(negative), hidden)
+    if repeats is not None:
+        against = against - repeats * functional.softplus(positive)
+    return (weight * functional.softplus(-positive) + against) / (1 + _counts(negative, hidden, repeats))
+
+
+def _sum(each: Tensor, hidden: Tensor | None) -> Tensor:
+    """Return the sum over the negatives that count, [T, 1]."""
+    return (each if hidden is None else each.masked_fill(hidden, 0.0)).sum(dim=1, keepdim=True)
+
+
+def _counts(negative: Tensor, hidden: Tensor | None, repeats: Tensor | None) -> Tensor:
+    """Return how many negatives each positive has, [T, M] or [T, 1]."""
+    there = torch.ones_like(negative[:, :1]) * negative.shape[1]
+    count = there if hidden is None else (~hidden).sum(dim=1, keepdim=True).to(negative.dtype)
+    return count if repeats is None else count - repeats

@@ -11,6 +11,7 @@ from distilrec.data.dataset import Dataset
 from distilrec.data.split import Ints
 from distilrec.errors import InputError
 from distilrec.knowledge.store import Knowledge
+from distilrec.losses.catalogue import cross_entropy
 from distilrec.losses.objective import Objective
 
 
@@ -19,7 +20,7 @@ class Method(nn.Module, ABC):
 
     name: ClassVar[str]
     Settings: ClassVar[type[Settings]]
-    needs: ClassVar[frozenset[str]] = frozenset()  # of {"rankings", "item_vectors"}
+    needs: ClassVar[frozenset[str]] = frozenset()  # of {"rankings", "scores", "item_vectors"}
     losses: ClassVar[frozenset[str] | None] = None  # names of the losses it works with; None: all of them
     by_rows: ClassVar[bool] = False  # whether `loss` can do with the rows of the item table that the batch itself needs
     objective: Objective | None = None  # the student's loss, put in by the training
@@ -55,6 +56,18 @@ class Method(nn.Module, ABC):
         """Return what takes the place of the student's item table; calling it gives [items, width]."""
         return table
 
+    def required_objective(self) -> Objective:
+        """Return the student's loss."""
+        if self.objective is None:
+            raise RuntimeError("the training has not put the student's loss in")
+        return self.objective
+
+    def own_loss(self, batch: Batch, states: Tensor, table: Tensor) -> dict[str, Tensor]:
+        """Return the parts of the student's own loss on the targets; shapes as in `loss`."""
+        if self.objective is None:
+            return {"target": cross_entropy(states, table, batch.targets)}
+        return self.objective(batch, states, table)
+
     @abstractmethod
     def loss(self, batch: Batch, states: Tensor, table: Tensor) -> dict[str, Tensor]:
         """Return named parts of the loss; the loop sums and logs them.
@@ -70,4 +83,8 @@ class Method(nn.Module, ABC):
 
 
 def _given(knowledge: Knowledge) -> tuple[tuple[str, bool], ...]:
-    return ("rankings", len(knowledge.examples) > 0), ("item_vectors", knowledge.item_vectors is not None)
+    return (
+        ("rankings", len(knowledge.examples) > 0),
+        ("scores", knowledge.has_scores),
+        ("item_vectors", knowledge.item_vectors is not None),
+    )

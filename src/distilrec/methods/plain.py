@@ -4,7 +4,6 @@ from torch import Tensor
 
 from distilrec.config import Settings
 from distilrec.data.batching import Batch
-from distilrec.losses.catalogue import cross_entropy
 from distilrec.methods.base import Method
 
 
@@ -21,6 +20,4 @@ class Plain(Method):
 
     def loss(self, batch: Batch, states: Tensor, table: Tensor) -> dict[str, Tensor]:
         """See `Method.loss`."""
-        if self.objective is None:
-            return {"target": cross_entropy(states, table, batch.targets)}
-        return self.objective(batch, states, table)
+        return self.own_loss(batch, states, table)

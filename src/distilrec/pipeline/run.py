@@ -136,6 +136,8 @@ class Pipeline:
         inputs: dict[str, Any] = {"method": self.method_kind.name, "method_settings": self.method_settings.model_dump()}
         if knowledge is not None:
             inputs["knowledge"] = [self.stages["knowledge"].key, knowledge.digest]
+            if self.config.evaluate.filter_seen:  # what will never be recommended is not learnt either
+                knowledge = knowledge.without(self.data, "history")
         return trained_student(self, "distilled", self.config.distil_settings(), self.method_kind, knowledge, inputs)
 
     def student_inputs(self, training: TrainSettings) -> dict[str, Any]:

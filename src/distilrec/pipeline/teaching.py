@@ -135,6 +135,8 @@ class Teaching:
             details["trained"] = trained.key
         elif self.kind.asked == "nothing":
             details |= self.kind.inputs(self.settings, self.materials())
+        if (vectors_by := getattr(self.kind, "vectors_by", None)) is not None:
+            details["vectors_by"] = vectors_by
         if settings.vectors is not None:
             own_settings = checked(TextSettings, settings.vectors, where="annotate.vectors")
             details["vectors"] = {

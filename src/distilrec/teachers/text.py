@@ -24,7 +24,7 @@ class TextSettings(Settings):
     llm: str = "smollm2-135m-instruct"
     sentence_transformer: str | None = None
     layers: int | None = Field(None, ge=1)
-    pooling: Literal["last", "mean"] = "last"
+    pooling: Literal["last", "mean"] = "mean"
     max_tokens: int = Field(48, ge=1)
     of: Literal["text", "title"] = "text"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -33,6 +33,12 @@ def restore(module: nn.Module, values: Mapping[str, Tensor]) -> None:
                 parameter.copy_(values[name])
 
 
+def _counters(module: nn.Module) -> dict[str, Tensor]:
+    """Return the persistent buffers by name: what a training counts, and is to go on counting from."""
+    kept = module.state_dict()
+    return {name: buffer for name, buffer in module.named_buffers() if name in kept}
+
+
 def save_checkpoint(
     path: Path,
     module: nn.Module,
@@ -40,8 +46,9 @@ def save_checkpoint(
     kept: Mapping[str, Mapping[str, Tensor]],
     state: Mapping[str, Any],
 ) -> None:
-    """Save weights, optimiser, random state, further sets of weights by name, and the JSON `state` (where training stands)."""
+    """Save weights, counters, optimiser, random state, further sets of weights by name, and the JSON `state` (where it stands)."""
     tensors = {f"model.{name}": value.detach().contiguous() for name, value in trainable(module).items()}
+    tensors |= {f"counter.{name}": value.contiguous() for name, value in _counters(module).items()}
     for group, values in kept.items():
         tensors |= {f"{group}.{name}": value.contiguous() for name, value in values.items()}
     for index, entries in optimizer.state_dict()["state"].items():
@@ -85,6 +92,9 @@ def load_checkpoint(
             "the checkpoint is of another model.", where=str(path), remedy="Delete it and run again."
         )
     restore(module, weights)
+    counted = _under("counter", tensors)
+    for name, buffer in _counters(module).items():
+        buffer.copy_(counted.get(name, buffer))
     saved = optimizer.state_dict()
     saved["state"] = {}
     for name, value in _under("optimizer", tensors).items():

@@ -1,0 +1,227 @@
+"""DLLM2Rec and the methods it is compared with, over plain students: one teacher a data set, several seeds, full ranking.
+
+    python benchmarks/methods.py teach                      # teachers and what they say: 30 minutes a data set on two cores
+    python benchmarks/methods.py train                      # every cell that is not trained yet: hours
+    python benchmarks/methods.py train --students sasrec --seeds 42 --share 0/2 --threads 1    # and 1/2 beside it: faster
+    python benchmarks/methods.py report                     # results/dllm2rec.json, of the cells that are there
+
+Settings: configs/dllm2rec/DATASET.yaml. A cell is a data set, a student, a method and a seed; it is trained on the training part,
+its best epoch picked on validation, and ranks the whole catalogue for every test user, items of the history taken out, targets that
+never occur in training counted. A killed training resumes. A figure is the mean over users of the mean over seeds, its interval a
+bootstrap over users; p is a Wilcoxon signed-rank test of the users' gains against the plain student with the same seeds, corrected
+after Holm over all rows. Ablations are tested against the whole method.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import yaml
+
+from distilrec.config import Config, load_config
+from distilrec.evaluation.metrics import gain, resampled_means
+from distilrec.evaluation.rank import target_ranks
+from distilrec.evaluation.significance import Comparison, Side, compare, holm
+from distilrec.files import read_json, write_json, write_with
+from distilrec.pipeline import Pipeline
+from distilrec.progress import say
+
+METRICS = ("hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20")
+TESTED = ("hr@10", "hr@20", "ndcg@10", "ndcg@20")
+CONFIGS = Path("configs/dllm2rec")
+TEACHER_SEED = 42
+Ranks = npt.NDArray[np.int64]
+Cell = tuple[str, str, str, str | None, int]  # data set, student, method, ablation, seed
+
+
+def main() -> None:
+    """Do what is asked for."""
+    names = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["teach", "train", "report"])
+    parser.add_argument("--datasets", nargs="+", default=names)
+    parser.add_argument("--students", nargs="+", default=None)
+    parser.add_argument("--methods", nargs="+", default=None, help="`ablations` stands for those of dllm2rec")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[42, 43, 44])
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the data sets")
+    parser.add_argument("--runs", type=Path, default=Path("runs/dllm2rec"))
+    parser.add_argument("--share", default="0/1", help="i/n: only every n-th cell, from the i-th on")
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--out", type=Path, default=Path("results/dllm2rec.json"))
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    if arguments.what == "teach":
+        for name in arguments.datasets:
+            _ = taught(name, arguments).knowledge
+    elif arguments.what == "train":
+        which, of = (int(part) for part in arguments.share.split("/"))
+        for cell in list(cells(arguments))[which::of]:
+            train(cell, arguments)
+    else:
+        report(arguments)
+
+
+def cells(arguments: argparse.Namespace) -> Iterator[Cell]:
+    """Yield what is asked for, one seed of everything before the next."""
+    for seed in arguments.seeds:
+        for name in arguments.datasets:
+            content = settings_of(name)
+            for student in content["students"]:
+                if arguments.students is not None and student not in arguments.students:
+                    continue
+                for method in content["methods"]:
+                    if arguments.methods is None or method in arguments.methods:
+                        yield name, student, method, None, seed
+                ablated = arguments.methods is None or "ablations" in arguments.methods
+                if ablated and student == "sasrec" and name == "amazon-toys":
+                    for ablation in content["ablations"]:
+                        yield name, student, "dllm2rec", ablation, seed
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    """Return a data set's settings."""
+    content: dict[str, Any] = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
+    return content
+
+
+def configuration(name: str, student: str, method: str, seed: int, data: Path, ablation: str | None = None) -> Config:
+    """Return the configuration of one cell."""
+    content = settings_of(name)
+    students, methods, ablations = (content.pop(key) for key in ("students", "methods", "ablations"))
+    own = dict(students[student] or {})
+    content["train"] = {**content["train"], **own.pop("train", {})}
+    content["student"] = {"name": student, **own}
+    content["method"] = {"name": method, **(methods[method] or {}), **(ablations[ablation] if ablation else {})}
+    content["name"] = f"{name}-{student}-{seed}"
+    for key in ("interactions", "items"):
+        content["data"][key] = str(data / content["data"][key])
+    return load_config(None, [f"seed={seed}"], content)
+
+
+def taught(name: str, arguments: argparse.Namespace) -> Pipeline:
+    """Return the run that holds a data set's teacher and knowledge; all students learn from the same."""
+    content = settings_of(name)
+    for key in ("students", "methods", "ablations"):
+        content.pop(key)
+    for key in ("interactions", "items"):
+        content["data"][key] = str(arguments.data / content["data"][key])
+    content["name"] = f"{name}-teacher"
+    return Pipeline(load_config(None, [f"seed={TEACHER_SEED}"], content), arguments.runs / content["name"])
+
+
+def train(cell: Cell, arguments: argparse.Namespace) -> Ranks:
+    """Train a cell unless it is trained, and return the ranks of the test targets, [n]."""
+    name, student, method, ablation, seed = cell
+    run = Pipeline(
+        configuration(name, student, method, seed, arguments.data, ablation),
+        arguments.runs / f"{name}-{student}-{seed}",
+    )
+    if method == "plain":
+        model, stage = run.student, run.stages["student"]
+    else:
+        teacher = taught(name, arguments)
+        run.__dict__["knowledge"] = teacher.knowledge  # of the teacher's run, whatever the student's seed
+        run.stages["knowledge"] = teacher.stages["knowledge"]
+        model, stage = run.distilled, run.stages["distilled"]
+    path = stage.folder / "test_ranks.npy"
+    if not path.exists():
+        examples = np.asarray(run.data.examples("test"))
+        found = target_ranks(model, run.data, examples, filter_seen=run.config.evaluate.filter_seen)
+        write_with(path, lambda part: _save(part, found))
+    ranks: Ranks = np.load(path, allow_pickle=False)
+    shown = ", ".join(f"{metric} {gain(metric, ranks).mean():.4f}" for metric in ("hr@10", "ndcg@10"))
+    say(f"{name} {student} {method}{f' ({ablation})' if ablation else ''} {seed}: {shown}")
+    return ranks
+
+
+def _save(path: Path, ranks: Ranks) -> None:
+    with path.open("wb") as file:
+        np.save(file, ranks, allow_pickle=False)
+
+
+def trained(cell: Cell, arguments: argparse.Namespace) -> tuple[Ranks, dict[str, Any]] | None:
+    """Return the ranks and the training of a cell, or None if it is not done; trains nothing."""
+    root = arguments.runs / f"{cell[0]}-{cell[1]}-{cell[4]}"
+    try:
+        run = Pipeline(configuration(*cell[:3], cell[4], arguments.data, cell[3]), root)
+        folder = _folder(run, cell, arguments)
+        ranks = np.load(folder / "test_ranks.npy", allow_pickle=False)
+    except FileNotFoundError:
+        return None
+    return ranks, read_json(folder / "fit.json")
+
+
+def _folder(run: Pipeline, cell: Cell, arguments: argparse.Namespace) -> Path:
+    """Return where a cell lies, done or not."""
+    training = run.config.train
+    if cell[2] == "plain":
+        return run.stage_folder("student", {**run.student_inputs(training), "method": "plain"})
+    teacher = taught(cell[0], arguments)
+    knowledge = teacher.knowledge
+    inputs = {
+        **run.student_inputs(training), "method": cell[2], "method_settings": run.method_settings.model_dump(),
+        "knowledge": [teacher.stages["knowledge"].key, knowledge.digest],
+    }  # fmt: skip
+    return run.stage_folder("distilled", inputs)
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """Write the rows of all cells that are there."""
+    found: dict[tuple[str, str, str, str | None], dict[int, tuple[Ranks, dict[str, Any]]]] = {}
+    for cell in cells(arguments):
+        if (one := trained(cell, arguments)) is not None:
+            found.setdefault(cell[:4], {})[cell[4]] = one
+    rows, ablations, comparisons = [], [], []
+    for (name, student, method, ablation), by_seed in found.items():
+        against = found.get((name, student, "plain" if ablation is None else "dllm2rec", None), {})
+        seeds = sorted(set(by_seed) & set(against)) or sorted(by_seed)
+        row = {
+            "dataset": name, "student": student, "method": method, **({"ablation": ablation} if ablation else {}),
+            **figures([by_seed[seed][0] for seed in seeds]), "seeds": seeds,
+            "best_epochs": [by_seed[seed][1]["best_epoch"] for seed in seeds],
+            "valid": [round(by_seed[seed][1]["best"], 5) for seed in seeds],
+            "settings": configuration(name, student, method, seeds[0], arguments.data, ablation).method.settings(),
+        }  # fmt: skip
+        if set(seeds) <= set(against) and (method != "plain" or ablation):
+            sides = [Side("other", [by_seed[seed][0] for seed in seeds])]
+            gaps = compare(Side("base", [against[seed][0] for seed in seeds]), sides, TESTED)
+            comparisons.extend((row, gap) for gap in gaps)
+        (ablations if ablation else rows).append(row)
+    put_tests(comparisons)
+    content = read_json(arguments.out) if arguments.out.exists() else {}
+    content |= {"rows": rows, "ablations": ablations, "command": "python benchmarks/methods.py report"}
+    write_json(arguments.out, content)
+    for row in rows + ablations:
+        shown = ", ".join(f"{metric} {row['metrics'][metric]:.4f}" for metric in ("hr@10", "ndcg@10"))
+        p = f", p {row['p_value']['ndcg@10']:.2g}" if "p_value" in row else ""
+        say(f"{row['dataset']} {row['student']} {row.get('ablation', row['method'])} x{len(row['seeds'])}: {shown}{p}")
+
+
+def put_tests(comparisons: list[tuple[dict[str, Any], Comparison]]) -> None:
+    """Write differences, and p-values after Holm over all comparisons, into their rows."""
+    adjusted = holm([gap.wilcoxon_p for _, gap in comparisons])
+    for (row, gap), p in zip(comparisons, adjusted, strict=True):
+        row.setdefault("difference", {})[gap.metric] = gap.difference
+        row.setdefault("difference_ci95", {})[gap.metric] = list(gap.interval)
+        row.setdefault("p_value", {})[gap.metric] = p
+
+
+def figures(ranks: list[Ranks]) -> dict[str, Any]:
+    """Average gains over seeds, user by user, then over users; resample users for the interval."""
+    gains = np.stack([np.mean([gain(metric, one) for one in ranks], axis=0) for metric in METRICS], axis=1)  # [n, m]
+    values, counts = np.unique(gains.round(12), axis=0, return_counts=True)
+    low, high = np.quantile(resampled_means(values, counts, resamples=2000, seed=0), [0.025, 0.975], axis=0)
+    return {
+        "metrics": {metric: float(gains[:, i].mean()) for i, metric in enumerate(METRICS)},
+        "ci95": {metric: [float(low[i]), float(high[i])] for i, metric in enumerate(METRICS)},
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""The largest numbers of a row, found block by block, against a sort of the whole row."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from distilrec.losses.top import BLOCK, best_columns, kth_largest
+
+WIDTHS = [1, 5, BLOCK - 1, BLOCK, 5 * BLOCK, 41 * BLOCK, 41 * BLOCK + 1, 64 * BLOCK - 1]
+
+
+def some(width: int, seed: int = 0, rows: int = 9) -> Tensor:
+    """Normal numbers; in the first rows all are alike, or hardly any is finite, or the best stand behind the last block."""
+    scores = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed))
+    scores[0] = 1.0
+    scores[1, 5:] = -torch.inf
+    scores[2, width // BLOCK * BLOCK :] += 100
+    scores[3, : BLOCK // 2] += 100  # all in one block
+    return scores
+
+
+@pytest.mark.parametrize("k", [1, 3, 20])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_best_columns_are_those_of_a_sort(width: int, k: int) -> None:
+    if k > width:
+        return
+    scores = some(width, k)
+    before = scores.clone()
+    found = best_columns(scores, k)
+    assert torch.equal(scores, before)
+    assert found.shape == (len(scores), k)
+    assert all(len(set(row.tolist())) == k for row in found)
+    assert torch.equal(scores.gather(1, found), scores.sort(dim=1, descending=True).values[:, :k])
+
+
+@pytest.mark.parametrize("k", [1, 3, 20, 10_000])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_kth_largest_is_that_of_a_sort(width: int, k: int) -> None:
+    scores = some(width, k)
+    found = kth_largest(scores, k)
+    assert found.shape == (len(scores), 1)
+    assert torch.equal(found, scores.sort(dim=1, descending=True).values[:, min(k, width) - 1, None])
+
+
+@given(st.integers(0, 10_000), st.integers(1, 12), st.integers(1, 30 * BLOCK))
+def test_ties_everywhere(seed: int, k: int, width: int) -> None:
+    """Small whole numbers: the k-th place is nearly always shared."""
+    k = min(k, width)
+    scores = torch.randint(-2, 6, (3, width), generator=torch.Generator().manual_seed(seed)).float()
+    wanted = scores.sort(dim=1, descending=True).values[:, :k]
+    assert torch.equal(kth_largest(scores, k), wanted[:, -1:])
+    found = best_columns(scores, k)
+    assert torch.equal(scores.gather(1, found), wanted)
+    assert all(len(set(row.tolist())) == k for row in found)
+
+
+def test_by_hand() -> None:
+    scores = torch.tensor([[3.0, 9.0, -1.0, 9.0, 4.0]])
+    assert [kth_largest(scores, k).item() for k in (1, 2, 3, 4, 5, 6)] == [9.0, 9.0, 4.0, 3.0, -1.0, -1.0]
+    assert best_columns(scores, 5)[0, 2:].tolist() == [4, 0, 2]
+    assert set(best_columns(scores, 2)[0].tolist()) == {1, 3}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_kinds_of_numbers(dtype: torch.dtype) -> None:
+    scores = some(41 * BLOCK + 7).to(dtype)
+    found = kth_largest(scores, 4)
+    assert found.dtype == dtype
+    assert torch.equal(found, scores.sort(dim=1, descending=True).values[:, 3:4])

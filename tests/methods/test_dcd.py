@@ -1,0 +1,278 @@
+"""DCD against hand-computed numbers and against its equations written out one list at a time, with exact ranks."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from distilrec.config import LossSettings, checked
+from distilrec.data.batching import Batch
+from distilrec.errors import ConfigError, InputError
+from distilrec.knowledge.store import NOTHING, Knowledge
+from distilrec.losses.objective import Objective
+from distilrec.methods.dcd import DCD, DCDSettings, above, list_loss, student_ranks, tied_ranks
+from distilrec.methods.plain import Plain, PlainSettings
+
+N_ITEMS, WIDTH = 12, 5
+# No item stands at the same place of two lists, so that the teacher's order of examples has no ties but at its end.
+LISTS = {2: [3, 1, 7, 9, 4], 3: [5], 5: [0, 3, 2], 9: [4, 2, 6, 11, 10], 12: [1, 7, 5]}
+EVERYTHING = {"under": 99, "over": 99, "sampled": 99, "items": 999, "states": 99}
+
+
+def knowledge(lists: dict[int, list[int]] = LISTS, pad: int = 0) -> Knowledge:
+    width = max(len(row) for row in lists.values())
+    items = [row + [pad] * (width - len(row)) for row in lists.values()]
+    scores = [[0.0] * len(row) + [NOTHING] * (width - len(row)) for row in lists.values()]
+    return Knowledge({}, np.array(list(lists)), np.array(items), np.array(scores, dtype=np.float32), None)
+
+
+def batch(
+    examples: Sequence[int] = (1, 2, 3, 4, 5, 9, 12, 99), targets: Sequence[int] = (1, 7, 2, 6, 3, 8, 5, 0)
+) -> Batch:
+    """Examples 1, 4 and 99 were not asked about: before, between and behind those that were."""
+    unused = torch.zeros(1, dtype=torch.int64)
+    return Batch(unused, unused, unused, torch.tensor(targets), torch.tensor(examples))
+
+
+def student(total: int = 8, seed: int = 5) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    states = torch.randn(total, WIDTH, dtype=torch.float64, generator=generator, requires_grad=True)
+    table = torch.randn(N_ITEMS, WIDTH, dtype=torch.float64, generator=generator, requires_grad=True)
+    return states, table
+
+
+def method(said: Knowledge | None = None, **changes: object) -> DCD:
+    return DCD(DCDSettings.model_validate(changes), said or knowledge())
+
+
+def naive_list(upper: list[Tensor], lower: list[Tensor]) -> Tensor:
+    """Return list() of the scores of two lists, the upper one in order."""
+    if not upper:
+        return torch.zeros((), dtype=torch.float64)
+    terms = [
+        torch.log(upper[place].exp() / (sum(one.exp() for one in upper[place:]) + sum(one.exp() for one in lower)))
+        for place in range(len(upper))
+    ]
+    return -sum(terms) / len(upper)
+
+
+def naive_user_side(states: Tensor, table: Tensor, asked: Batch, *, relaxed: bool) -> Tensor:
+    """Return L_U or L_R over all items."""
+    total = torch.zeros((), dtype=torch.float64)
+    for state, target, example in zip(states, asked.targets.tolist(), asked.examples.tolist(), strict=True):
+        if example not in LISTS:
+            continue
+        said, logits = LISTS[example], table @ state
+        order = sorted(range(N_ITEMS), key=lambda item: -logits[item].item())
+        unknown = (len(said) + 1 + N_ITEMS) / 2
+        teacher = {item: said.index(item) + 1 if item in said else unknown for item in range(N_ITEMS)}
+        found = {item: order.index(item) + 1 for item in range(N_ITEMS)}
+        if relaxed:
+            upper = [item for item in said if item != target]
+            lower = [item for item in range(N_ITEMS) if item not in said and item != target]
+        else:
+            upper = [item for item in said if found[item] > teacher[item] and item != target]
+            lower = [item for item in range(N_ITEMS) if found[item] < teacher[item] and item != target]
+        total = total + naive_list([logits[item] for item in upper], [logits[item] for item in lower])
+    return total / len(states)
+
+
+def naive_item_side(states: Tensor, table: Tensor, asked: Batch) -> Tensor:
+    """Return L_I over all items of all lists, as often as they stand on one."""
+    rows = [row for row, example in enumerate(asked.examples.tolist()) if example in LISTS]
+    lists = {row: LISTS[asked.examples[row].item()] for row in rows}
+    losses = []
+    for item in (item for said in lists.values() for item in said):
+        listing = sorted((row for row in rows if item in lists[row]), key=lambda row: lists[row].index(item))
+        rest = (len(listing) + 1 + len(rows)) / 2
+        logits = states @ table[item]
+        order = sorted(rows, key=lambda row: -logits[row].item())
+        upper, lower = [], []
+        for row in [*listing, *(row for row in rows if row not in listing)]:
+            if asked.targets[row] == item:
+                continue
+            teacher = listing.index(row) + 1 if row in listing else rest
+            if row in listing and order.index(row) + 1 > teacher:
+                upper.append(logits[row])
+            if order.index(row) + 1 < teacher:
+                lower.append(logits[row])
+        losses.append(naive_list(upper, lower))
+    return sum(losses) / len(losses) * len(rows) / len(states)
+
+
+def test_list_loss_by_hand() -> None:
+    # exp of the scores: 2 and 1 above 3; then one above nothing, and nothing above one.
+    upper = torch.tensor([[2.0, 1.0], [2.0, 9.0], [5.0, 5.0]]).log().requires_grad_()
+    lower = torch.tensor([[3.0], [7.0], [7.0]]).log()
+    there = torch.tensor([[True, True], [True, False], [False, False]])
+    loss = list_loss(upper, there, lower, torch.tensor([[True], [False], [True]]))
+    assert loss.tolist() == pytest.approx([-(math.log(2 / 6) + math.log(1 / 4)) / 2, 0.0, 0.0], abs=1e-6)
+    gradient = torch.autograd.grad(loss.sum(), upper)[0]
+    # By the first: (1/3 - 1) / 2 = -1/3. By the second: (1/6 + 1/4 - 1) / 2.
+    assert gradient[0].tolist() == pytest.approx([-1 / 3, (1 / 6 + 1 / 4 - 1) / 2])
+    assert not gradient[1:].any()
+
+
+def test_counts_above_by_hand() -> None:
+    values = torch.tensor([[3.0, 1.0, 2.0, 2.0], [-torch.inf, 0.0, -torch.inf, 1.0]])
+    assert above(values, torch.tensor([[2.0, 0.0], [0.5, -5.0]])).tolist() == [[1, 4], [1, 2]]
+
+
+def test_student_ranks_by_hand() -> None:
+    # 20 items, 2 of 3 listed. Of 4 sampled, one is on the list, so that the other 3 stand for 18: 6 each.
+    listed, there = torch.tensor([[5.0, 1.0, 99.0]]), torch.tensor([[True, True, False]])
+    free, off_list = torch.tensor([[6.0, 3.0, 0.0, 5.0]]), torch.tensor([[True, True, True, False]])
+    ranks = student_ranks(listed, there, free, off_list, 20)
+    assert ranks[0, :2].tolist() == [1 + 6, 2 + 12]
+    assert ranks[0, 3:6].tolist() == [1, 2 + 6, 3 + 12]
+
+
+def test_ties_share_their_ranks_by_hand() -> None:
+    place = torch.tensor([[2, 0, 2, 1, 2], [2, 2, 2, 2, 2]])
+    known = torch.tensor([True, True, True, True, False])
+    assert tied_ranks(place, known, 3)[:, :4].tolist() == [[3.5, 1.0, 3.5, 2.0], [2.5] * 4]
+
+
+def test_loss_by_hand() -> None:
+    # exp of the student's scores: 1, 2, 3, 4, of items 0 to 3. The teacher: 1, 0. Item 3 is the target, so that 2 alone is
+    # over-estimated: its rank is 2, the teacher's unknown 3 or 4. Item 1 is under-estimated (3 instead of 1), 0 too (4, 2).
+    states, table = torch.tensor([[1.0]]), torch.tensor([1.0, 2.0, 3.0, 4.0]).log()[:, None]
+    made = method(knowledge({6: [1, 0]}), weight=2.0, item_weight=0, relaxed_weight=0)
+    parts = made.loss(batch((6,), (3,)), states, table)
+    assert parts["ranking"].item() == pytest.approx(-math.log(2 / 6) - math.log(1 / 4))
+
+
+@pytest.mark.parametrize("side", ["user_weight", "item_weight", "relaxed_weight"])
+def test_loss_and_gradients_equal_the_equations(side: str) -> None:
+    states, table = student()
+    weights = {"user_weight": 0, "item_weight": 0, "relaxed_weight": 0, side: 3.0}
+    wanted = 2 * 3.0 * {
+        "user_weight": lambda: naive_user_side(states, table, batch(), relaxed=False),
+        "item_weight": lambda: naive_item_side(states, table, batch()),
+        "relaxed_weight": lambda: naive_user_side(states, table, batch(), relaxed=True),
+    }[side]()  # fmt: skip
+    parts = method(weight=2.0, **weights, **EVERYTHING).loss(batch(), states, table)
+    assert wanted > 0.1
+    torch.testing.assert_close(parts["ranking"], wanted)
+    for found, right in zip(
+        torch.autograd.grad(parts["ranking"], (states, table)),
+        torch.autograd.grad(wanted, (states, table)),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, right)
+    torch.testing.assert_close(parts["target"], torch.nn.functional.cross_entropy(states @ table.T, batch().targets))
+
+
+def test_where_teacher_and_student_agree_there_is_nothing_to_correct() -> None:
+    states = torch.tensor([[1.0], [2.0]])
+    table = torch.tensor([[4.0], [3.0], [2.0], [1.0]])
+    said = knowledge({2: [0, 1, 2, 3], 3: [0, 1]})
+    made = method(said, item_weight=0, relaxed_weight=0)
+    assert made.loss(batch((2, 3), (3, 3)), states, table)["ranking"].item() == 0.0
+
+
+def test_the_most_unlike_are_drawn_most_often() -> None:
+    # The teacher's first of three is the student's last of ten, its others are one place off.
+    states, table = torch.tensor([[1.0]]), torch.arange(10, 0, -1.0)[:, None]
+    made = method(
+        knowledge({6: [9, 2, 3]}), weight=1.0, item_weight=0, relaxed_weight=0, under=1, over=99, sharpness=0.5
+    )
+    torch.manual_seed(0)
+    asked = batch((6,) * 4000, (8,) * 4000)
+    rows = states.repeat(4000, 1).requires_grad_()
+    ranking = made.loss(asked, rows, table)["ranking"]
+    # The slope of -log(exp(y_i) / ...) by the state differs with the item i that was drawn: largest for item 9, the lowest.
+    slopes = torch.autograd.grad(ranking, rows)[0][:, 0]
+    _, counts = (slopes * 4000).round(decimals=2).unique(return_counts=True)
+    far, near = math.tanh(4.5), math.tanh(0.5)
+    wanted = [near / (far + 2 * near), near / (far + 2 * near), far / (far + 2 * near)]
+    assert (counts / 4000).tolist() == pytest.approx(wanted, abs=0.03)
+
+
+def test_gradcheck() -> None:
+    def part(states: Tensor, table: Tensor) -> Tensor:
+        torch.manual_seed(3)
+        return made.loss(batch(), states, table)["ranking"]
+
+    made = method(under=2, over=3, sampled=8, items=5, states=4)
+    assert torch.autograd.gradcheck(part, student())
+
+
+def test_every_setting_counts() -> None:
+    variants: list[dict[str, object]] = [
+        {},
+        {"weight": 0.7},
+        {"user_weight": 0},
+        {"item_weight": 0},
+        {"relaxed_weight": 0},
+        {"under": 1},
+        {"over": 1},
+        {"sharpness": 5.0},
+        {"rank_decay": 0.2},
+        {"sampled": 3},
+        {"items": 2},
+        {"states": 3},
+    ]
+    base = {"under": 2, "over": 3, "sampled": 9, "items": 8, "states": 99}
+    found = []
+    for variant in variants:
+        parts = []
+        for seed in range(3):  # a draw may be the same by chance
+            torch.manual_seed(seed)
+            parts.append(method(**base | variant).loss(batch(), *student())["ranking"].item())
+        found.append(round(sum(parts), 9))
+    assert len(set(found)) == len(variants), found
+
+
+def test_weight_zero_is_the_plain_method_to_the_bit() -> None:
+    parts_off = DCDSettings(user_weight=0, item_weight=0, relaxed_weight=0)
+    objective = Objective(LossSettings(name="bce"), torch.arange(N_ITEMS))
+    both = []
+    for kind in (Plain(PlainSettings(), None), DCD(DCDSettings(weight=0), None), DCD(parts_off, None)):
+        assert kind.needs_of(kind.settings) == frozenset()
+        kind.objective = objective
+        torch.manual_seed(0)
+        states, table = student()
+        parts = kind.loss(replace(objective.draw(batch()), histories=torch.zeros(1, 1)), states, table)
+        both.append([parts["target"], *torch.autograd.grad(parts["target"], (states, table)), torch.rand(3)])
+        assert list(parts) == ["target"]
+    for other in both[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(both[0], other, strict=True))
+
+
+def test_missing_knowledge() -> None:
+    with pytest.raises(InputError, match="rankings"):
+        DCD(DCDSettings(), None)
+    with pytest.raises(InputError, match="rankings"):
+        DCD(
+            DCDSettings(),
+            Knowledge({}, np.empty(0, dtype=np.int64), np.empty((0, 0)), np.empty((0, 0)), torch.ones(3, 2)),
+        )
+
+
+def test_what_was_not_asked_or_stands_behind_an_end_changes_nothing() -> None:
+    def part(said: Knowledge, asked: Batch, **changes: object) -> float:
+        torch.manual_seed(1)
+        return method(said, **changes).loss(asked, *student(len(asked.targets)))["ranking"].item()
+
+    assert part(knowledge(), batch()) == part(knowledge(pad=7), batch()) > 0
+    assert part(knowledge(), batch((1, 4, 99), (1, 6, 0))) == 0.0
+
+
+def test_rows_that_were_not_asked_only_thin_the_loss_out() -> None:
+    states, table = student()
+    rows = [1, 2, 4, 5, 6]
+    alone = batch(batch().examples[rows].tolist(), batch().targets[rows].tolist())
+    made = method(**EVERYTHING)
+    whole, part = made.loss(batch(), states, table), made.loss(alone, states[rows], table)
+    torch.testing.assert_close(whole["ranking"], part["ranking"] * 5 / 8)
+
+
+@pytest.mark.parametrize("settings", [{"under": 0}, {"sampled": 0}, {"sharpness": 0}, {"states": 1}, {"user_wight": 1}])
+def test_wrong_settings(settings: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        checked(DCDSettings, settings, where="method")

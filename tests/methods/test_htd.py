@@ -1,0 +1,279 @@
+"""HTD against hand-computed numbers and its equations written out pair by pair, in float64."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from distilrec.config import LossSettings, TrainSettings, checked
+from distilrec.data.batching import Batch
+from distilrec.data.dataset import Dataset
+from distilrec.errors import ConfigError, InputError
+from distilrec.knowledge.store import Knowledge
+from distilrec.losses.objective import Objective
+from distilrec.methods.base import Method
+from distilrec.methods.de import Experts
+from distilrec.methods.htd import HTD, HTDSettings
+from distilrec.methods.item_vectors import principal
+from distilrec.methods.plain import Plain, PlainSettings
+from distilrec.methods.topology import hierarchical_topology
+from distilrec.students import STUDENTS
+from distilrec.students.base import ItemTable, build_student
+from distilrec.training.tasks import Task
+
+N_ITEMS, WIDTH = 15, 6
+NAMED = [2, 3, 4, 5, 8, 9, 12]
+
+
+def batch() -> Batch:
+    """Names the items `NAMED`: behind the ends of histories stand 0 and 7, and one item is masked."""
+    histories = torch.tensor([[3, 4, 3, 8], [5, -1, 0, 7]])
+    targets = torch.tensor([4, 9, 12, 2, 9])
+    return Batch(histories, torch.tensor([4, 2]), torch.tensor([0, 1, 2, 4, 5]), targets, torch.arange(5))
+
+
+def knowledge(vectors: Tensor | None) -> Knowledge:
+    nothing = np.empty((0, 0))
+    return Knowledge({}, np.empty(0, dtype=np.int64), nothing.astype(np.int64), nothing, vectors)
+
+
+def teacher(seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(N_ITEMS, 11, generator=generator, dtype=torch.float64) * 3 + 2
+
+
+def student(seed: int = 5) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    states = torch.randn(5, WIDTH, dtype=torch.float64, generator=generator, requires_grad=True)
+    table = torch.randn(N_ITEMS, WIDTH, dtype=torch.float64, generator=generator, requires_grad=True)
+    return states, table
+
+
+def ready(method: Method, loss: str = "ce", width: int = WIDTH) -> Method:
+    torch.manual_seed(0)
+    method.objective = Objective(LossSettings(name=loss), torch.arange(1, N_ITEMS + 1))
+    table = ItemTable(N_ITEMS, width)
+    assert method.item_embedding(table) is table
+    return method.double()
+
+
+def htd(vectors: Tensor | None = None, **changes: Any) -> HTD:
+    method = HTD(HTDSettings.model_validate(changes), knowledge(teacher() if vectors is None else vectors))
+    ready(method)
+    return method
+
+
+def parts_of(**changes: Any) -> dict[str, Tensor]:
+    method = htd(**changes)
+    torch.manual_seed(1)
+    return method.loss(batch(), *student())
+
+
+def expert(experts: Experts, number: int, vector: Tensor) -> Tensor:
+    """One of the experts as a network of its own, for one vector [d]."""
+    hidden = experts.fall.shape[0] // experts.count
+    rows = slice(number * hidden, (number + 1) * hidden)
+    inner = experts.rise.weight[rows] @ vector + experts.rise.bias[rows]
+    return experts.fall[rows].T @ inner.clamp_min(0) + experts.bias[number]
+
+
+def cosine(left: Tensor, right: Tensor) -> Tensor:
+    return (left * right).sum() / (left.square().sum() * right.square().sum()).sqrt()
+
+
+def naive_topology(seen: Tensor, said: Tensor, groups: list[int], level: str) -> Tensor:
+    """Return both levels' means over pairs."""
+    n, present = len(seen), sorted(set(groups))
+    inside = [
+        (cosine(said[i], said[j]) - cosine(seen[i], seen[j])) ** 2
+        for i in range(n)
+        for j in range(n)
+        if groups[i] == groups[j]
+    ]
+
+    def prototypes(vectors: Tensor) -> list[Tensor]:
+        return [sum(vectors[i] for i in range(n) if groups[i] == g) / groups.count(g) for g in present]
+
+    ours, theirs = prototypes(seen), prototypes(said)
+    left_s, left_t = (ours, theirs) if level == "prototypes" else (list(seen), list(said))
+    across = [
+        (cosine(left_t[i], theirs[g]) - cosine(left_s[i], ours[g])) ** 2
+        for i in range(len(left_s))
+        for g in range(len(present))
+    ]
+    return sum(inside) / len(inside) + sum(across) / len(across)
+
+
+def test_hierarchical_topology_by_hand() -> None:
+    # Group 0 holds items 0 and 1, group 2 item 2, groups 1 and 3 none.
+    said = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 2.0]], dtype=torch.float64)
+    seen = torch.tensor([[1.0, 0.0], [0.6, 0.8], [1.0, 0.0]], dtype=torch.float64)
+    groups = torch.tensor([0, 0, 2])
+    # Inside: five pairs, (0, 1) and (1, 0) are off by 0.6. Prototypes: the teacher's (1, 1) / 2 and (0, 2), the student's (0.8, 0.4)
+    # and (1, 0). With a = 1 / sqrt 2, b = 2 / sqrt 5, c = 1 / sqrt 5, cosines with the first: a, a, a and b, 0.6 b + 0.8 c = b, b;
+    # with the second: 0, 1, 1 and 1, 0.6, 1.
+    a, b = 0.5**0.5, 2 / 5**0.5
+    inside, entities = 2 * 0.36 / 5, (3 * (a - b) ** 2 + 1 + 0.16) / 6
+    assert hierarchical_topology(seen, said, groups, 4).item() == pytest.approx(inside + entities)
+    between = 2 * (a - b) ** 2 / 4
+    found = hierarchical_topology(seen, said, groups, 4, between_prototypes=True)
+    assert found.item() == pytest.approx(inside + between)
+
+
+def test_by_hand() -> None:
+    # One group. Standardised, the teacher says (-1, -1) and (1, 1), whose mean is nothing and like nothing; the student's mean is
+    # (1, 2), and its items (1, 0) and (1, 4). Inside, two of four pairs are off by 1 + d, d = 1 / sqrt 17; across, by e = 1 / sqrt 5
+    # and 9 d e. Networks that say 0 always miss the teacher by 1.
+    said = torch.tensor([[4.0, -1.0], [6.0, 7.0]], dtype=torch.float64)
+    method = HTD(HTDSettings(weight=3.0, groups=1, gamma=0.25, width=None), knowledge(said))
+    method.objective = Objective(LossSettings(name="ce"), torch.ones(2))
+    method.item_embedding(ItemTable(2, 2))
+    method.double()
+    with torch.no_grad():
+        method.assign.fall.zero_()
+        method.assign.bias.zero_()
+    asked = Batch(torch.tensor([[0]]), torch.tensor([1]), torch.tensor([0]), torch.tensor([1]), torch.tensor([7]))
+    table = torch.tensor([[1.0, 0.0], [1.0, 4.0]], dtype=torch.float64)
+    parts = method.loss(asked, torch.zeros(1, 2, dtype=torch.float64), table)
+    d, e = 17**-0.5, 5**-0.5
+    topology = (1 + d) ** 2 / 2 + (e**2 + (9 * d * e) ** 2) / 2
+    assert parts["topology"].item() == pytest.approx(3 * (0.25 * topology + 0.75))
+    assert parts["target"].item() == pytest.approx(np.log(2))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"groups": 2, "weight": 2.5, "gamma": 0.2},
+        {"groups": 3, "level": "prototypes", "temperature": 0.7},
+        {"groups": 1, "width": 4},
+        {"width": None, "sample": None, "level": "prototypes"},
+        {"gamma": 0},
+    ],
+)
+def test_loss_and_gradients_equal_the_equations(changes: dict[str, Any]) -> None:
+    settings, method, (states, table) = HTDSettings.model_validate(changes), htd(**changes), student()
+    assign, wanted = method.assign, principal(teacher(), settings.width)[NAMED]
+    torch.manual_seed(1)
+    gumbel = -torch.empty(len(NAMED), settings.groups, dtype=torch.float64).exponential_().log()
+    total, groups = torch.zeros((), dtype=torch.float64), []
+    for row, item in enumerate(NAMED):
+        log_alpha = torch.log_softmax(assign.select.weight @ wanted[row] + assign.select.bias, dim=0)
+        groups.append(int(log_alpha.argmax()))
+        z = torch.softmax((log_alpha + gumbel[row]) / settings.temperature, dim=0)
+        rebuilt = sum(z[g] * expert(assign, g, table[item]) for g in range(settings.groups))
+        total = total + (wanted[row] - rebuilt).square().mean()
+    topology = naive_topology(table[NAMED], wanted, groups, settings.level)
+    expected = settings.weight * (settings.gamma * topology + (1 - settings.gamma) * total / len(NAMED))
+    torch.manual_seed(1)
+    found = method.loss(batch(), states, table)["topology"]
+    torch.testing.assert_close(found, expected)
+    inputs = (table, *assign.parameters())
+    gradients = torch.autograd.grad(found, inputs)
+    for got, want in zip(gradients, torch.autograd.grad(expected, inputs), strict=True):
+        torch.testing.assert_close(got, want)
+    assert gradients[0].abs().sum(dim=1).nonzero()[:, 0].tolist() == NAMED
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=9), st.sampled_from(["entities", "prototypes"]))
+def test_any_groups_whatever_their_sizes(groups: list[int], level: str) -> None:
+    table = student()[1]
+    seen, said = table[: len(groups)], teacher()[: len(groups)]
+    found = hierarchical_topology(seen, said, torch.tensor(groups), 5, between_prototypes=level == "prototypes")
+    expected = naive_topology(seen, said, groups, level)
+    torch.testing.assert_close(found, expected)
+    (got,), (want,) = torch.autograd.grad(found, table), torch.autograd.grad(expected, table)
+    torch.testing.assert_close(got, want)
+
+
+def test_gradient_by_differences() -> None:
+    seen = student()[1][:6, :3].detach().requires_grad_()
+    groups = torch.tensor([0, 1, 0, 3, 1, 0])
+    for between in (False, True):
+        assert torch.autograd.gradcheck(
+            lambda vectors, between=between: hierarchical_topology(
+                vectors, teacher()[:6], groups, 4, between_prototypes=between
+            ),
+            (seen,),
+        )
+
+
+def test_a_sample_is_drawn_where_items_are_more() -> None:
+    _, table = student()
+    (gradient,) = torch.autograd.grad(htd(sample=3).loss(batch(), student()[0], table)["topology"], table)
+    touched = gradient.abs().sum(dim=1).nonzero()[:, 0].tolist()
+    assert len(touched) == 3
+    assert set(touched) < set(NAMED)
+
+
+def test_every_setting_and_the_teacher_count() -> None:
+    variants: list[dict[str, Any]] = [
+        {},
+        {"weight": 2.0},
+        {"gamma": 0.7},
+        {"groups": 3},
+        {"temperature": 0.5},
+        {"groups": 3, "level": "prototypes"},
+        {"sample": 4},
+        {"width": 3},
+        {"vectors": teacher(1)},
+    ]
+    found = [parts_of(**variant)["topology"].item() for variant in variants]
+    assert len({round(value, 9) for value in found}) == len(variants), found
+    assert len({parts_of(**variant)["target"].item() for variant in variants}) == 1
+
+
+@pytest.mark.parametrize("loss", ["ce", "dro", "bce", "sampled_softmax"])
+def test_weight_zero_is_the_plain_method(loss: str) -> None:
+    for said in (None, knowledge(teacher())):
+        method = ready(HTD(HTDSettings(weight=0), said), loss)
+        plain = ready(Plain(PlainSettings(), None), loss)
+        assert not list(method.parameters())
+        assert not list(method.buffers())
+        found = []
+        for kind in (method, plain):
+            torch.manual_seed(3)
+            asked = kind.required_objective().draw(batch())
+            states, table = student()
+            parts = kind.loss(asked, states, table)
+            found.append([*parts.values(), *torch.autograd.grad(sum(parts.values()), (states, table))])
+        assert all(torch.equal(got, want) for got, want in zip(*found, strict=True))
+
+
+def test_missing_item_vectors() -> None:
+    assert HTD.needs_of(HTDSettings()) == {"item_vectors"}
+    assert not HTD.needs_of(HTDSettings(weight=0))
+    with pytest.raises(InputError, match="htd needs item vectors and this teacher gave none"):
+        HTD(HTDSettings(), knowledge(None))
+    with pytest.raises(InputError, match="item_vectors.*Annotate first"):
+        HTD(HTDSettings(), None)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"weight": -1}, {"gamma": 1}, {"groups": 0}, {"temperature": 0}, {"level": "both"}, {"gama": 0.5}]
+)
+def test_wrong_settings(settings: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        checked(HTDSettings, settings, where="method")
+
+
+@pytest.mark.parametrize("student_name", list(STUDENTS))
+def test_with_every_student(student_name: str, tiny_dataset: Dataset) -> None:
+    torch.manual_seed(0)
+    settings = {"hidden_size": 16, "max_length": 12, "dropout": 0.0}
+    model = build_student(student_name, settings, tiny_dataset.n_items, STUDENTS)
+    before = set(model.state_dict())
+    method = HTD(HTDSettings(), knowledge(torch.randn(tiny_dataset.n_items, 9)))
+    model.item_table = method.item_embedding(model.item_table)
+    train = TrainSettings(batch_tokens=256)
+    task = Task(model, tiny_dataset, train, seed=0, validate=lambda _model: {}, method=method)
+    parts = task(next(task.epoch(1)[1](0)))
+    torch.stack(list(parts.values())).sum().backward()
+    assert all(torch.isfinite(part) for part in parts.values())
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in task.parameters())
+    assert set(model.state_dict()) == before
