@@ -186,9 +186,19 @@ def test_a_name_alone_will_do(cli: Cli, log: Path, titles: Path) -> None:
     check(done, "unknown student 'nope'. Known: ", "sasrec")
 
 
-def test_a_loss_that_the_method_cannot_use(cli: Cli, log: Path, titles: Path) -> None:
-    done = cli("run", "--interactions", log, "--items", titles, "method=dllm2rec", "train.loss.name=bpr")
-    check(done, "the method dllm2rec does not work with the loss bpr", "distil.loss.name", "ce, dro")
+@pytest.mark.parametrize(
+    ("method", "teacher", "missing"),
+    [
+        ("cd", "{name: ranker, model: m, base_url: 'http://localhost:1/v1'}", "scores"),
+        ("dllm2rec", "text", "rankings"),
+        ("hint", "{name: ranker, model: m, base_url: 'http://localhost:1/v1'}", "item vectors"),
+    ],
+)
+def test_a_teacher_that_does_not_give_what_the_method_needs(
+    cli: Cli, log: Path, titles: Path, method: str, teacher: str, missing: str
+) -> None:
+    done = cli("run", "--interactions", log, "--items", titles, f"method={method}", f"teacher={teacher}")
+    check(done, f"the method {method} needs {missing}, which the teacher", "does not give")
 
 
 def test_an_unknown_data_set(cli: Cli) -> None:

@@ -21,7 +21,6 @@ class Method(nn.Module, ABC):
     name: ClassVar[str]
     Settings: ClassVar[type[Settings]]
     needs: ClassVar[frozenset[str]] = frozenset()  # of {"rankings", "scores", "item_vectors"}
-    losses: ClassVar[frozenset[str] | None] = None  # names of the losses it works with; None: all of them
     by_rows: ClassVar[bool] = False  # whether `loss` can do with the rows of the item table that the batch itself needs
     objective: Objective | None = None  # the student's loss, put in by the training
 

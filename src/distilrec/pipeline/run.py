@@ -64,14 +64,15 @@ class Pipeline:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
 
-    def _check_loss(self) -> None:
-        """See, before any work for it, that the method can use the loss."""
-        loss = self.config.distil_settings().loss.name or self.student_kind.default_loss
-        usable = self.method_kind.losses
-        if usable is not None and loss not in usable:
+    def _check_needs(self) -> None:
+        """See, before any work for it, that the teacher gives what the method learns from."""
+        gives = self.teacher_kind.gives | ({"item_vectors"} if self.config.annotate.vectors is not None else set())
+        if missing := self.method_kind.needs_of(self.method_settings) - gives:
+            named = " and ".join(sorted(missing)).replace("_", " ")
+            vectors = ", or set annotate.vectors for item vectors" * ("item_vectors" in missing)
             raise ConfigError(
-                f"the method {self.method_kind.name} does not work with the loss {loss}.",
-                remedy=f"Set distil.loss.name (or train.loss.name) to one of {', '.join(sorted(usable))}.",
+                f"the method {self.method_kind.name} needs {named}, which the teacher {self.teacher_kind.name} does not give.",
+                remedy=f"Choose another teacher or method{vectors}.",
             )
 
     def lock(self) -> AbstractContextManager[None]:
@@ -131,7 +132,7 @@ class Pipeline:
     @cached_property
     def distilled(self) -> Student:
         """The student trained by the configured method."""
-        self._check_loss()
+        self._check_needs()
         knowledge = self.knowledge if self.method_kind.needs_of(self.method_settings) else None
         inputs: dict[str, Any] = {"method": self.method_kind.name, "method_settings": self.method_settings.model_dump()}
         if knowledge is not None:
@@ -177,7 +178,7 @@ class Pipeline:
 
     def evaluate(self) -> dict[str, Any]:
         """Measure plain student, teacher and distilled student on the test examples; write results.json and report.html."""
-        self._check_loss()
+        self._check_needs()
         entries = [
             Entry(self.config.student.name, "student", self.student, self._fit_of("student")),
             *self._teacher_entry(),

@@ -11,7 +11,6 @@ from distilrec.config import TrainSettings
 from distilrec.data.batching import Batch, batches, plan, training_windows
 from distilrec.data.dataset import Dataset
 from distilrec.data.split import Ints
-from distilrec.errors import ConfigError
 from distilrec.losses.objective import Objective, only_needed_rows
 from distilrec.methods.base import Method
 from distilrec.students.base import Student
@@ -69,11 +68,6 @@ class Task(nn.Module):
         self.by_rows = self._can_use_rows()
         if method is not None:
             method.objective = self.objective
-            if method.losses is not None and name not in method.losses:
-                raise ConfigError(
-                    f"the method {method.name} does not work with the loss {name}.",
-                    remedy=f"Set train.loss.name to one of {', '.join(sorted(method.losses))}.",
-                )
 
     def _can_use_rows(self) -> bool:
         """Whether a step touches only the rows of the item table that its batch needs."""
