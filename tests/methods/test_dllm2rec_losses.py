@@ -82,14 +82,17 @@ def naive_weights(batch: Batch, states: Tensor, table: Tensor, said: Knowledge, 
                 + by.consistency_weight * agreed
             )
         weights[row, 1:] *= by.ranking_weight / weights[row, 1:].sum()
+        if by.examples == "by_mass":
+            weights[row, 1:] *= min(1.0, sum(math.exp(score) for score in scores))
     return weights
 
 
+@pytest.mark.parametrize("examples", ["alike", "by_mass"])
 @pytest.mark.parametrize("loss", LOSSES, ids=str)
-def test_each_loss_gets_the_weights_of_the_equations(loss: dict[str, Any]) -> None:
+def test_each_loss_gets_the_weights_of_the_equations(loss: dict[str, Any], examples: str) -> None:
     """That the losses are right, given weights, is tested where they are."""
     said, (batch, states, table) = knowledge(), problem()
-    method = make(said, loss, beta=2.0, consistency_weight=0.4)
+    method = make(said, loss, beta=2.0, consistency_weight=0.4, examples=examples)
     objective = method.required_objective()
     batch = objective.draw(batch)
     weights = naive_weights(batch, states, table, said, method.settings)
@@ -105,14 +108,14 @@ def test_each_loss_gets_the_weights_of_the_equations(loss: dict[str, Any]) -> No
         torch.testing.assert_close(near, far, rtol=1e-8, atol=1e-8)
 
 
-def by_hand(loss: str, **changes: Any) -> dict[str, float]:
+def by_hand(loss: str, said: Knowledge | None = None, **changes: Any) -> dict[str, float]:
     """One state with scores 0, log 2, log 5, log 8 and target 2; the teacher says 1, 3, 0. Negatives 1 and 0 are drawn.
 
     beta = 1 / log 2: w_p = 4/7, 2/7, 1/7. Scores log 4, log 2, log 2: w_c = 1/2, 1/4, 1/4. The student's best three are 3, 2
     and 1: w_o = 1, 1, 1e-8. By 0.7, 0.4 and 0.2: 0.8, 0.5, 0.2, of 1.5: w = 8/15, 5/15, 2/15.
     """
     table = torch.tensor([0.0, math.log(2), math.log(5), math.log(8)], dtype=torch.float64)[:, None]
-    said = Knowledge({}, np.array([7]), np.array([[1, 3, 0]]), np.log([[4.0, 2.0, 2.0]]), None)
+    said = said or Knowledge({}, np.array([7]), np.array([[1, 3, 0]]), np.log([[4.0, 2.0, 2.0]]), None)
     settings = {"position_weight": 0.7, "confidence_weight": 0.4, "consistency_weight": 0.2, "beta": 1 / math.log(2)}
     method = make(said, {"name": loss}, ranking_weight=0.6, **(settings | changes))
     method.objective = Objective(LossSettings(name=loss, negatives=2), torch.ones(4))
@@ -130,6 +133,14 @@ def test_total_of_cross_entropy_by_hand() -> None:
     assert by_hand("ce", paper_compat=True) == pytest.approx(
         expected, abs=1e-6
     )  # the scores are too high for 1e-8 to count
+
+
+def test_an_example_counts_by_the_mass_of_its_items() -> None:
+    # With the scores log 0.2, log 0.1, log 0.1 the weights of the items stay, and 0.4 of the ranking's part is left.
+    said = Knowledge({}, np.array([7]), np.array([[1, 3, 0]]), np.log([[0.2, 0.1, 0.1]]), None)
+    expected = {"target": 1.163151, "ranking": 0.4 * 1.025858}
+    assert by_hand("ce", said, examples="by_mass") == pytest.approx(expected, abs=1e-6)
+    assert by_hand("ce", examples="by_mass") == by_hand("ce")  # scores that are no log-probabilities add up to 8: at most 1
 
 
 def test_total_of_binary_cross_entropy_by_hand() -> None:

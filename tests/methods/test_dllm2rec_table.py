@@ -73,7 +73,7 @@ CHANGES: dict[str, tuple[dict[str, Any], Any]] = {  # what else is set, and anot
     "consistency_weight": ({}, 0.0),
     "beta": ({}, 3.0),
     "confidence_temperature": ({}, 3.0),
-    "normalise": ({}, False),
+    "examples": ({}, "by_mass"),
     "embedding_weight": ({}, 0.6),
     "projection": ({}, "mlp"),
     "projection_hidden": ({"projection": "mlp"}, 9),

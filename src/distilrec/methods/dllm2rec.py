@@ -5,14 +5,15 @@ RecSys 2024. For example s, the teacher's items i at ranks r = 1..K with scores 
     w_p ~ exp(-r / beta)      w_c ~ exp(c_si / confidence_temperature)      (each normalised over the K items)
     w_o = 1 if i is among the student's current top K for s, else 1e-8
     w   = g_p w_p + g_c w_c + g_o w_o, normalised over the K items
-    L   = L_student(s, target) + lambda * sum_i w_si L_student(s, i)
+    L   = L_student(s, target) + lambda m_s * sum_i w_si L_student(s, i),   m_s = 1, or the teacher's probability of its K items
     item table = free vectors (the offset) + embedding_weight * f(z),   z the teacher's item vectors
 L_student is the student's own loss: cross-entropy over the catalogue, sampled softmax, BCE, gBCE or BPR against the negatives drawn
 for the target, and the DRO term, which DROS adds, for the target and for the teacher's items alike.
 
-Deviations: losses over the catalogue share one scoring of it between the target, the teacher's items and the student's top K, so
-distilling costs no second pass. f is linear, or a small network, on the principal directions of the standardised teacher vectors:
-an LLM's hidden states share a large mean and lie in few directions, and thousands of columns would cost more than the student.
+Deviations: m_s is ours. Losses over the catalogue share one scoring of it between the target, the teacher's items and the student's
+top K, so distilling costs no second pass. f is linear, or a small network, on the principal directions of the standardised teacher
+vectors: an LLM's hidden states share a large mean and lie in few directions, and thousands of columns would cost more than the
+student.
 The table serves input and output (the paper's output layer is separate, and sees no teacher vector). After training it folds to
 plain numbers: the served student has no parameter more.
 
@@ -41,6 +42,8 @@ _DISAGREE = 1e-8
 class DLLM2RecSettings(Settings):
     """Settings of DLLM2Rec; a weight of 0 switches a part off.
 
+    `examples`: `alike`, as in the paper; `by_mass` multiplies the ranking's part of an example by the probability that the teacher
+    gave to its K items together, for teachers whose scores are log-probabilities: one that is not sure of its list says less.
     `projection`: f, `linear` or `mlp` (one hidden layer of `projection_hidden`). `vector_width`: how many principal directions of
     the teacher's vectors are kept; null keeps every dimension as it is. `whiten`: how far the directions are brought to equal
     variance, 0 to 1. `offset`: whether items have free vectors beside the projected ones.
@@ -53,7 +56,7 @@ class DLLM2RecSettings(Settings):
     consistency_weight: float = Field(0.1, ge=0)
     beta: float = Field(1.0, gt=0)
     confidence_temperature: float = Field(1.0, gt=0)
-    normalise: bool = True
+    examples: Literal["alike", "by_mass"] = "alike"
     embedding_weight: float = Field(0.3, ge=0)
     projection: Literal["linear", "mlp"] = "linear"
     projection_hidden: int = Field(128, ge=1)
@@ -163,11 +166,12 @@ class DLLM2Rec(Method):
         by_rank = importance_weights(scores, settings)
         there = scores > NOTHING  # a shorter ranking has ended elsewhere
         share = settings.ranking_weight * asked.to(states.dtype)[:, None]
+        if settings.examples == "by_mass":
+            share = share * scores.to(states.dtype).exp().sum(dim=1, keepdim=True).clamp_max(1.0)
 
         def whole(weights: Tensor, rows: slice) -> Tensor:
             """Bring weights [t, k] to their sum and put the target's before them."""
-            if settings.normalise or settings.paper_compat:
-                weights = weights / weights.sum(dim=1, keepdim=True).clamp_min(1e-12)
+            weights = weights / weights.sum(dim=1, keepdim=True).clamp_min(1e-12)
             return torch.cat([torch.ones_like(weights[:, :1]), share[rows] * weights], dim=1)
 
         def weigh(logits: Tensor, picked: Tensor, rows: slice) -> Tensor:
@@ -186,10 +190,8 @@ def importance_weights(scores: Tensor, settings: DLLM2RecSettings) -> Tensor:
     if settings.paper_compat:
         raised = torch.where(there, scores.exp() + 1e-8, 0.0)
         confidence = raised / raised.sum(dim=1, keepdim=True)
-    elif settings.normalise:
-        confidence = torch.softmax(scores / settings.confidence_temperature, dim=1)
     else:
-        confidence = (scores / settings.confidence_temperature).exp()
+        confidence = torch.softmax(scores / settings.confidence_temperature, dim=1)
     return settings.position_weight * position + settings.confidence_weight * confidence
 
 

@@ -69,10 +69,10 @@ class Pipeline:
         gives = self.teacher_kind.gives | ({"item_vectors"} if self.config.annotate.vectors is not None else set())
         if missing := self.method_kind.needs_of(self.method_settings) - gives:
             named = " and ".join(sorted(missing)).replace("_", " ")
-            vectors = ", or set annotate.vectors for item vectors" * ("item_vectors" in missing)
+            vectors = ", set annotate.vectors for item vectors" * ("item_vectors" in missing)
             raise ConfigError(
                 f"the method {self.method_kind.name} needs {named}, which the teacher {self.teacher_kind.name} does not give.",
-                remedy=f"Choose another teacher or method{vectors}.",
+                remedy=f"Choose another teacher or method{vectors}, or switch off what learns from them: docs/methods/{self.method_kind.name}.md.",
             )
 
     def lock(self) -> AbstractContextManager[None]:
