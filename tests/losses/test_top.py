@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from distilrec.losses.top import BLOCK, best_columns, kth_largest
+from distilrec.losses.top import BLOCK, among_largest, best_columns, kth_largest
 
 WIDTHS = [1, 5, BLOCK - 1, BLOCK, 5 * BLOCK, 41 * BLOCK, 41 * BLOCK + 1, 64 * BLOCK - 1]
 
@@ -44,6 +44,18 @@ def test_kth_largest_is_that_of_a_sort(width: int, k: int) -> None:
     assert torch.equal(found, scores.sort(dim=1, descending=True).values[:, min(k, width) - 1, None])
 
 
+@pytest.mark.parametrize("k", [1, 3, 20, 10_000])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_what_is_among_the_largest_is_that_of_a_sort(width: int, k: int) -> None:
+    scores = some(width, k)
+    order = scores.argsort(dim=1, descending=True)
+    places = torch.tensor([0, k // 2, k - 1, k, k + 1, 2 * k, width - 1]).clamp(0, width - 1)
+    picked = scores.gather(1, order[:, places])
+    found = among_largest(scores, picked, k)
+    assert torch.equal(found, picked >= kth_largest(scores, k))
+    assert torch.equal(found[4:], (places < k).expand(len(scores) - 4, -1))  # where there are no ties
+
+
 @given(st.integers(0, 10_000), st.integers(1, 12), st.integers(1, 30 * BLOCK))
 def test_ties_everywhere(seed: int, k: int, width: int) -> None:
     """Small whole numbers: the k-th place is nearly always shared."""
@@ -51,6 +63,8 @@ def test_ties_everywhere(seed: int, k: int, width: int) -> None:
     scores = torch.randint(-2, 6, (3, width), generator=torch.Generator().manual_seed(seed)).float()
     wanted = scores.sort(dim=1, descending=True).values[:, :k]
     assert torch.equal(kth_largest(scores, k), wanted[:, -1:])
+    picked = scores[:, :7]
+    assert torch.equal(among_largest(scores, picked, k), picked >= wanted[:, -1:])
     found = best_columns(scores, k)
     assert torch.equal(scores.gather(1, found), wanted)
     assert all(len(set(row.tolist())) == k for row in found)
@@ -69,3 +83,4 @@ def test_other_kinds_of_numbers(dtype: torch.dtype) -> None:
     found = kth_largest(scores, 4)
     assert found.dtype == dtype
     assert torch.equal(found, scores.sort(dim=1, descending=True).values[:, 3:4])
+    assert torch.equal(among_largest(scores, scores, 4), scores >= found)

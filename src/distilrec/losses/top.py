@@ -27,6 +27,25 @@ def kth_largest(scores: Tensor, k: int) -> Tensor:
     return values.topk(k, dim=1).values[:, -1:]
 
 
+def among_largest(scores: Tensor, picked: Tensor, k: int) -> Tensor:
+    """Return whether `picked` [t, M], numbers of the rows of `scores` [t, N], are among their row's k largest, [t, M] bool.
+
+    The k-th largest maximum of a block is a bound from below: only rows with a number above it are searched.
+    """
+    k = min(k, scores.shape[1])
+    if _few(scores, k):
+        return picked >= scores.topk(k, dim=1).values[:, -1:]
+    bounds, at = _maxima(scores).topk(k, dim=1)
+    found = picked >= bounds[:, -1:].to(picked.dtype)
+    rows = found.any(dim=1).nonzero()[:, 0]
+    if len(rows):
+        whole = scores.shape[1] // BLOCK * BLOCK
+        blocks = scores[:, :whole].unflatten(1, (-1, BLOCK))
+        values = torch.cat([blocks[rows[:, None], at[rows]].flatten(1), scores[rows, whole:]], dim=1)
+        found[rows] = picked[rows] >= values.topk(k, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
+    return found
+
+
 def _few(scores: Tensor, k: int) -> bool:
     return scores.shape[1] < 2 * k * BLOCK
 
@@ -35,8 +54,13 @@ def _candidates(scores: Tensor, k: int) -> tuple[Tensor, Tensor, int]:
     """Return the k blocks searched [t, k], their numbers with those behind the last whole block, and where these begin."""
     whole = scores.shape[1] // BLOCK * BLOCK
     blocks = scores[:, :whole].unflatten(1, (-1, BLOCK))
-    # a CPU forms maxima of short stretches of 16-bit numbers one by one
-    wide = blocks.float() if scores.dtype == torch.bfloat16 else blocks
-    at = wide.amax(dim=2).topk(k, dim=1, sorted=False).indices
+    at = _maxima(scores).topk(k, dim=1, sorted=False).indices
     values = blocks.gather(1, at[:, :, None].expand(-1, -1, BLOCK)).flatten(1)
     return at, torch.cat([values, scores[:, whole:]], dim=1), whole
+
+
+def _maxima(scores: Tensor) -> Tensor:
+    """Return the maximum of each whole block, [t, N // BLOCK]."""
+    blocks = scores[:, : scores.shape[1] // BLOCK * BLOCK].unflatten(1, (-1, BLOCK))
+    # a CPU forms maxima of short stretches of 16-bit numbers one by one
+    return (blocks.float() if scores.dtype == torch.bfloat16 else blocks).amax(dim=2)

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from distilrec.config import Settings
 from distilrec.data.batching import Batch
 from distilrec.knowledge.store import NOTHING, Knowledge
-from distilrec.losses.top import kth_largest
+from distilrec.losses.top import among_largest
 from distilrec.methods.base import Method
 from distilrec.methods.item_vectors import principal
 
@@ -197,4 +197,4 @@ def importance_weights(scores: Tensor, settings: DLLM2RecSettings) -> Tensor:
 
 def consistency(logits: Tensor, picked: Tensor, k: int) -> Tensor:
     """Return w_o: 1 where an item's own logit ([t, K]) is among the k largest of [t, N], else 1e-8."""
-    return torch.where(picked >= kth_largest(logits, k), 1.0, _DISAGREE)
+    return torch.where(among_largest(logits, picked, k), 1.0, _DISAGREE)
