@@ -35,6 +35,7 @@ METRICS = ("hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20")
 TESTED = ("hr@10", "hr@20", "ndcg@10", "ndcg@20")
 CONFIGS = Path("configs/dllm2rec")
 TEACHER_SEED = 42
+_NOT_OF_A_RUN = ("students", "methods", "ablations", "teacher_train")  # in the file beside a run's configuration
 Ranks = npt.NDArray[np.int64]
 Cell = tuple[str, str, str, str | None, int]  # data set, student, method, ablation, seed
 
@@ -93,7 +94,7 @@ def settings_of(name: str) -> dict[str, Any]:
 def configuration(name: str, student: str, method: str, seed: int, data: Path, ablation: str | None = None) -> Config:
     """Return the configuration of one cell."""
     content = settings_of(name)
-    students, methods, ablations = (content.pop(key) for key in ("students", "methods", "ablations"))
+    students, methods, ablations, _ = (content.pop(key) for key in _NOT_OF_A_RUN)
     own = dict(students[student] or {})
     content["train"] = {**content["train"], **own.pop("train", {})}
     content["student"] = {"name": student, **own}
@@ -107,11 +108,10 @@ def configuration(name: str, student: str, method: str, seed: int, data: Path, a
 def taught(name: str, arguments: argparse.Namespace) -> Pipeline:
     """Return the run that holds a data set's teacher and knowledge; all students learn from the same."""
     content = settings_of(name)
-    for key in ("students", "methods", "ablations"):
-        content.pop(key)
+    own = {key: content.pop(key) for key in _NOT_OF_A_RUN}
     for key in ("interactions", "items"):
         content["data"][key] = str(arguments.data / content["data"][key])
-    content["name"] = f"{name}-teacher"
+    content |= {"name": f"{name}-teacher", "train": own["teacher_train"]}
     return Pipeline(load_config(None, [f"seed={TEACHER_SEED}"], content), arguments.runs / content["name"])
 
 
