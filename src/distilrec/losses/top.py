@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 64  # columns whose maximum is formed first
+_DEALT = 16  # columns in a group
 
 
 def best_columns(scores: Tensor, k: int) -> Tensor:
@@ -30,18 +31,21 @@ def kth_largest(scores: Tensor, k: int) -> Tensor:
 def among_largest(scores: Tensor, picked: Tensor, k: int) -> Tensor:
     """Return whether `picked` [t, M], numbers of the rows of `scores` [t, N], are among their row's k largest, [t, M] bool.
 
-    The k-th largest maximum of a block is a bound from below: only rows with a number above it are searched.
+    Columns are dealt into groups, c, c + C, c + 2 C and so on; the k-th largest maximum of a group is a bound from below, and only
+    rows with a number above it are searched.
     """
     k = min(k, scores.shape[1])
-    if _few(scores, k):
-        return picked >= scores.topk(k, dim=1).values[:, -1:]
-    bounds, at = _maxima(scores).topk(k, dim=1)
-    found = picked >= bounds[:, -1:].to(picked.dtype)
+    groups = scores.shape[1] // _DEALT
+    if groups < 2 * k:
+        return picked >= scores.topk(k, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
+    whole = groups * _DEALT
+    bounds, at = scores[:, :whole].unflatten(1, (_DEALT, groups)).amax(dim=1).topk(k, dim=1, sorted=False)
+    found = picked >= bounds.amin(dim=1, keepdim=True)
     rows = found.any(dim=1).nonzero()[:, 0]
     if len(rows):
-        whole = scores.shape[1] // BLOCK * BLOCK
-        blocks = scores[:, :whole].unflatten(1, (-1, BLOCK))
-        values = torch.cat([blocks[rows[:, None], at[rows]].flatten(1), scores[rows, whole:]], dim=1)
+        columns = (at[rows, None, :] + torch.arange(0, whole, groups, device=at.device)[:, None]).flatten(1)
+        some = scores if len(rows) == len(scores) else scores[rows]
+        values = torch.cat([some.gather(1, columns), some[:, whole:]], dim=1)
         found[rows] = picked[rows] >= values.topk(k, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
     return found
 
@@ -54,13 +58,9 @@ def _candidates(scores: Tensor, k: int) -> tuple[Tensor, Tensor, int]:
     """Return the k blocks searched [t, k], their numbers with those behind the last whole block, and where these begin."""
     whole = scores.shape[1] // BLOCK * BLOCK
     blocks = scores[:, :whole].unflatten(1, (-1, BLOCK))
-    at = _maxima(scores).topk(k, dim=1, sorted=False).indices
+    # a CPU forms maxima of short stretches of 16-bit numbers one by one
+    wide = blocks.float() if scores.dtype == torch.bfloat16 else blocks
+    at = wide.amax(dim=2).topk(k, dim=1, sorted=False).indices
     values = blocks.gather(1, at[:, :, None].expand(-1, -1, BLOCK)).flatten(1)
     return at, torch.cat([values, scores[:, whole:]], dim=1), whole
 
-
-def _maxima(scores: Tensor) -> Tensor:
-    """Return the maximum of each whole block, [t, N // BLOCK]."""
-    blocks = scores[:, : scores.shape[1] // BLOCK * BLOCK].unflatten(1, (-1, BLOCK))
-    # a CPU forms maxima of short stretches of 16-bit numbers one by one
-    return (blocks.float() if scores.dtype == torch.bfloat16 else blocks).amax(dim=2)
