@@ -46,10 +46,7 @@ def test_weights_by_hand(own: int, other: int, weight: float) -> None:
 def test_weights_of_every_pair_of_ranks_against_the_published_cases() -> None:
     for own in range(1, 30):
         for other in range(1, 30):
-            if own > other:
-                wanted = 1 + (own - other) / max(other, 1)
-            else:
-                wanted = 1 - (other - own) / max(own, 1)
+            wanted = 1 + (own - other) / max(other, 1) if own > other else 1 - (other - own) / max(own, 1)
             found = sample_weights(torch.tensor([own]), torch.tensor([other])).item()
             assert found == pytest.approx(max(0.0, min(2.0, wanted)), abs=1e-12)
 
@@ -75,7 +72,9 @@ def weights_of(logits: Tensor, others: Tensor, targets: Tensor, how: Mutual) -> 
     if not how.adaptive:
         return torch.ones(len(targets), dtype=torch.float64)
     ranks = [
-        torch.tensor([1 + sum(row[j] >= row[t] for j in range(N) if j != t) for row, t in zip(each, targets, strict=True)])
+        torch.tensor(
+            [1 + sum(row[j] >= row[t] for j in range(N) if j != t) for row, t in zip(each, targets, strict=True)]
+        )
         for each in (logits.detach(), others)
     ]
     return sample_weights(*ranks)
@@ -111,7 +110,9 @@ def test_by_hand() -> None:
     # CE = log 8; KL = 4/8 log 4 + 2/8 log 2 + 1/8 log 1/2 + 1/8 log 1/4 = log 2 (8 + 2 - 1 - 2) / 8.
     states, table = torch.ones(1, 1, dtype=torch.float64), torch.tensor([[1.0], [1], [2], [4]]).double().log()
     others = torch.tensor([[4.0, 2, 1, 1]]).double().log()
-    _, parts = mutual_loss(states, table, torch.tensor([0]), lambda rows: Whole(others[rows].clone()), Mutual(weight=0.5))
+    _, parts = mutual_loss(
+        states, table, torch.tensor([0]), lambda rows: Whole(others[rows].clone()), Mutual(weight=0.5)
+    )
     assert parts.tolist() == pytest.approx([math.log(8), 0.5 * 2 * math.log(2) * 7 / 8])
 
 
@@ -233,4 +234,6 @@ def test_sixteen_bits_come_close(form: str) -> None:
 
 def test_no_states() -> None:
     with pytest.raises(ValueError, match="no states"):
-        mutual_loss(torch.empty(0, 2), torch.empty(3, 2), torch.empty(0), lambda rows: Whole(torch.empty(0, 3)), Mutual())
+        mutual_loss(
+            torch.empty(0, 2), torch.empty(3, 2), torch.empty(0), lambda rows: Whole(torch.empty(0, 3)), Mutual()
+        )

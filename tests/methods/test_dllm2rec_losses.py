@@ -140,7 +140,9 @@ def test_an_example_counts_by_the_mass_of_its_items() -> None:
     said = Knowledge({}, np.array([7]), np.array([[1, 3, 0]]), np.log([[0.2, 0.1, 0.1]]), None)
     expected = {"target": 1.163151, "ranking": 0.4 * 1.025858}
     assert by_hand("ce", said, examples="by_mass") == pytest.approx(expected, abs=1e-6)
-    assert by_hand("ce", examples="by_mass") == by_hand("ce")  # scores that are no log-probabilities add up to 8: at most 1
+    assert by_hand("ce", examples="by_mass") == by_hand(
+        "ce"
+    )  # scores that are no log-probabilities add up to 8: at most 1
 
 
 def test_total_of_binary_cross_entropy_by_hand() -> None:

@@ -69,7 +69,9 @@ def test_a_run_with_a_teacher_that_scores(
 
 
 def test_a_teacher_of_vectors_alone(settings: dict[str, Any], tmp_path: Path, tiny_llm: Path) -> None:
-    with pytest.raises(ConfigError, match=r"needs rankings, which the teacher text does not give. Choose .* or switch off"):
+    with pytest.raises(
+        ConfigError, match=r"needs rankings, which the teacher text does not give. Choose .* or switch off"
+    ):
         pipeline(settings, tmp_path / "run", tiny_llm, "text").evaluate()
     method = {"name": "dllm2rec", "ranking_weight": 0}
     results = pipeline(settings, tmp_path / "run", tiny_llm, "text", method=method).evaluate()

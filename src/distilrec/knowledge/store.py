@@ -52,6 +52,12 @@ class Knowledge:
     scores: npt.NDArray[np.float32]
     item_vectors: Tensor | None
 
+    @classmethod
+    def of_vectors(cls, item_vectors: Tensor) -> "Knowledge":
+        """Return item vectors [N, D] as knowledge without rankings."""
+        none = np.empty(0, np.int64)
+        return cls({}, none, none.reshape(0, 1), np.empty((0, 1), np.float32), item_vectors)
+
     @cached_property
     def digest(self) -> str:
         """Hash of which examples there are: what is learnt from a store depends on how far it was filled."""

@@ -1,6 +1,7 @@
 """What a method is: five hooks. `loss` must be written; the others do nothing unless a method needs them."""
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -13,6 +14,19 @@ from distilrec.errors import InputError
 from distilrec.knowledge.store import Knowledge
 from distilrec.losses.catalogue import cross_entropy
 from distilrec.losses.objective import Objective
+
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """How teacher and student train in turn: at most `count` times, each side at most so many epochs at a time.
+
+    `refresh`: whether the teacher reads the student's present item vectors in each round, not only in the first.
+    """
+
+    count: int
+    teacher_epochs: int
+    student_epochs: int
+    refresh: bool = True
 
 
 class Method(nn.Module, ABC):
@@ -77,8 +91,17 @@ class Method(nn.Module, ABC):
             table: [items, width] the student's item vectors; where `by_rows`, perhaps only those that the batch needs.
         """
 
-    def refine_teacher(self, teacher: Any, round_number: int) -> None:
-        """Change the teacher between rounds; nothing by default."""
+    @classmethod
+    def rounds_of(cls, settings: Any) -> Rounds | None:
+        """Return how teacher and student train in turn, where the teacher scores the catalogue; None: it is asked once."""
+        return None
+
+    def learn_from(self, teacher: Any) -> None:
+        """Take what a teacher says in this round (see `knowledge.peer`) as what to learn from; called before each round's training."""
+
+    def refine_teacher(self, student: Any) -> "Method | None":
+        """Return how the teacher learns from the student in a round, given what the student says; None: from the targets alone."""
+        return None
 
 
 def _given(knowledge: Knowledge) -> tuple[tuple[str, bool], ...]:

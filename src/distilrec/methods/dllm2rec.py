@@ -139,20 +139,7 @@ class DLLM2Rec(Method):
 
     def item_embedding(self, table: nn.Module) -> nn.Module:
         """See `Method.item_embedding`: adds the projected vectors of the teacher."""
-        vectors, settings = self.knowledge.item_vectors, self.settings
-        if settings.embedding_weight == 0 or vectors is None:
-            return table
-        if not settings.paper_compat:
-            vectors = principal(vectors, settings.vector_width, whiten=settings.whiten)
-        return InformedTable(
-            table,
-            table().shape[1],
-            vectors,
-            settings.embedding_weight,
-            hidden=settings.projection_hidden if settings.projection == "mlp" and not settings.paper_compat else None,
-            bias=settings.paper_compat,
-            keep_offset=settings.offset,
-        )
+        return informed(table, self.knowledge.item_vectors, self.settings)
 
     def loss(self, batch: Batch, states: Tensor, table: Tensor) -> dict[str, Tensor]:
         """See `Method.loss`."""
@@ -180,6 +167,23 @@ class DLLM2Rec(Method):
 
         weights = weigh if settings.consistency_weight > 0 else whole(by_rank, slice(None))
         return self.required_objective().weighted(batch, states, table, every, weights, published=settings.paper_compat)
+
+
+def informed(table: nn.Module, vectors: Tensor | None, settings: DLLM2RecSettings) -> nn.Module:
+    """Return an item table with projected vectors [items, D] added; the table itself where there is nothing to add."""
+    if settings.embedding_weight == 0 or vectors is None:
+        return table
+    if not settings.paper_compat:
+        vectors = principal(vectors, settings.vector_width, whiten=settings.whiten)
+    return InformedTable(
+        table,
+        table().shape[1],
+        vectors,
+        settings.embedding_weight,
+        hidden=settings.projection_hidden if settings.projection == "mlp" and not settings.paper_compat else None,
+        bias=settings.paper_compat,
+        keep_offset=settings.offset,
+    )
 
 
 def importance_weights(scores: Tensor, settings: DLLM2RecSettings) -> Tensor:

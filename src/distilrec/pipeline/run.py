@@ -22,6 +22,7 @@ from distilrec.files import locked, read_json, sha256_file, write_json
 from distilrec.knowledge.store import Knowledge
 from distilrec.methods import METHODS
 from distilrec.methods.base import Method
+from distilrec.pipeline.alternating import Alternation
 from distilrec.pipeline.evaluate import Entry, evaluate
 from distilrec.pipeline.names import named
 from distilrec.pipeline.stage import Stage, stage, stage_folder
@@ -67,13 +68,34 @@ class Pipeline:
     def _check_needs(self) -> None:
         """See, before any work for it, that the teacher gives what the method learns from."""
         gives = self.teacher_kind.gives | ({"item_vectors"} if self.config.annotate.vectors is not None else set())
-        if missing := self.method_kind.needs_of(self.method_settings) - gives:
+        if missing := self._needs() - gives:
             named = " and ".join(sorted(missing)).replace("_", " ")
             vectors = ", set annotate.vectors for item vectors" * ("item_vectors" in missing)
             raise ConfigError(
                 f"the method {self.method_kind.name} needs {named}, which the teacher {self.teacher_kind.name} does not give.",
-                remedy=f"Choose another teacher or method{vectors}, or switch off what learns from them: docs/methods/{self.method_kind.name}.md.",
+                remedy=f"Choose another teacher or method{vectors}, or switch off what learns from them: "
+                f"docs/methods/{self.method_kind.name}.md.",
             )
+
+    def _needs(self) -> frozenset[str]:
+        """Return what the method reads of stored knowledge. One with rounds reads rankings where the teacher cannot take part."""
+        needs = self.method_kind.needs_of(self.method_settings)
+        return (
+            needs
+            if self.method_kind.rounds_of(self.method_settings) is None or self._in_rounds
+            else needs | {"rankings"}
+        )
+
+    @property
+    def _in_rounds(self) -> bool:
+        """Whether teacher and student train in turn: the method has rounds, the teacher can be trained and scores the catalogue."""
+        able = "logits" in self.teacher_kind.gives and hasattr(self.teacher_kind, "reopen")
+        return able and self.method_kind.rounds_of(self.method_settings) is not None
+
+    @cached_property
+    def alternation(self) -> Alternation:
+        """Teacher and student in rounds."""
+        return Alternation(self)
 
     def lock(self) -> AbstractContextManager[None]:
         """Hold the run's folder, so that no other process works in it."""
@@ -133,7 +155,12 @@ class Pipeline:
     def distilled(self) -> Student:
         """The student trained by the configured method."""
         self._check_needs()
-        knowledge = self.knowledge if self.method_kind.needs_of(self.method_settings) else None
+        if self._in_rounds:
+            return self.alternation.student
+        if self.method_kind.rounds_of(self.method_settings) is not None:
+            teacher, method = self.teacher_kind.name, self.method_kind.name
+            say(f"the teacher {teacher} cannot train in rounds: {method} learns from its stored rankings, once")
+        knowledge = self.knowledge if self._needs() else None
         inputs: dict[str, Any] = {"method": self.method_kind.name, "method_settings": self.method_settings.model_dump()}
         if knowledge is not None:
             inputs["knowledge"] = [self.stages["knowledge"].key, knowledge.digest]
@@ -169,7 +196,7 @@ class Pipeline:
     @cached_property
     def teacher(self) -> Any:
         """The teacher, trained if it is one that is trained, ready to be asked; None if there is nothing to ask."""
-        return self.teaching.teacher()
+        return self.alternation.teacher if self._in_rounds else self.teaching.teacher()
 
     @cached_property
     def knowledge(self) -> Knowledge:

@@ -228,7 +228,9 @@ class Teaching:
         trained = _trained(trained)
         settings, dataset = self.run.config.annotate, self.run.data
         reach = self.kind.reach(self.settings)
-        restore = self.restored(trained) if settings.engine == "ray" else (lambda: self.run.teacher)
+        restore = (
+            self.restored(trained) if settings.engine == "ray" or self.run._in_rounds else (lambda: self.run.teacher)
+        )
         make = Answerer(restore, dataset.folder, reach, settings.top_k, self.kind.tokens_per_item)
         account = annotate(
             make,

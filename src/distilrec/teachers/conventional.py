@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from distilrec.config import Choice, Settings, checked
 from distilrec.data.batching import Batch, single_positions
 from distilrec.students import STUDENTS
-from distilrec.students.base import Student, load_student
+from distilrec.students.base import Student, load_student, save_student
 from distilrec.teachers.base import Asked, Materials, Trained, rank_by_states
 from distilrec.teachers.llm import best_device
 
@@ -39,6 +39,15 @@ class Conventional(nn.Module):
         """Most history items read."""
         return self.student.max_length
 
+    @property
+    def causal(self) -> bool:
+        """Whether a state sees no later item."""
+        return self.student.causal
+
+    def training_view(self, batch: Batch) -> Batch:
+        """See `Student.training_view`."""
+        return self.student.training_view(batch)
+
     def item_vectors(self) -> Tensor:
         """Return the item table, [N, D]."""
         return self.student.item_vectors()
@@ -57,6 +66,23 @@ class Conventional(nn.Module):
         if self.student.causal:
             return rank_by_states(self, batch, k)
         return rank_by_states(_Last(self.student), single_positions(batch), k)
+
+    def save(self, folder: Path, llm: str) -> None:
+        """Save the student; there is no language model below it."""
+        save_student(self.student, folder / "model.safetensors")
+
+    @classmethod
+    def create(cls, settings: ConventionalSettings, materials: Materials) -> "Conventional":
+        """Build an untrained one."""
+        kind = STUDENTS[settings.recommender.name]
+        own = checked(kind.Settings, settings.recommender.settings(), where="teacher.recommender")
+        torch.manual_seed(materials.seed)
+        return cls(kind(own, materials.dataset.n_items)).to(best_device())
+
+    @classmethod
+    def reopen(cls, folder: Path, settings: ConventionalSettings, materials: Materials) -> "Conventional":
+        """Load one to train it on."""
+        return cls.restore(folder, settings, materials)
 
     @classmethod
     def reach(cls, settings: ConventionalSettings) -> int:

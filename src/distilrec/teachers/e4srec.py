@@ -102,6 +102,11 @@ class E4SRec(nn.Module):
         """Most history items read."""
         return self.settings.max_length
 
+    def inject(self, id_embeddings: Tensor) -> None:
+        """Read other ID embeddings, [N, d], from now on: those of the conventional recommender as it now is."""
+        rms = id_embeddings.square().mean().sqrt().clamp_min(1e-12)
+        self.id_embeddings.copy_((id_embeddings / rms).detach())
+
     def item_vectors(self) -> Tensor:
         """Return the prediction layer, [N, D]."""
         return self.output
@@ -201,6 +206,11 @@ class E4SRec(nn.Module):
         return load_e4srec(folder, fetch_llm(settings.llm))
 
     @classmethod
+    def reopen(cls, folder: Path, settings: E4SRecSettings, materials: Materials) -> "E4SRec":
+        """Load a trained teacher to train it on."""
+        return load_e4srec(folder, fetch_llm(settings.llm), fold=False)
+
+    @classmethod
     def knowledge_vectors(cls, folder: Path, settings: E4SRecSettings, materials: Materials) -> Tensor | None:
         """Return vectors of the items' text, read by the whole language model, [N, D].
 
@@ -211,8 +221,8 @@ class E4SRec(nn.Module):
         return text_vectors(llm.to(best_device()), tokenizer, materials.dataset.texts, pooling="mean")
 
 
-def load_e4srec(folder: Path, llm_folder: Path) -> E4SRec:
-    """Load a saved teacher onto its language model, folded and ready to rank.
+def load_e4srec(folder: Path, llm_folder: Path, *, fold: bool = True) -> E4SRec:
+    """Load a saved teacher onto its language model: folded and ready to rank, or as it was, to be trained on.
 
     Raises:
         FingerprintError: the teacher was trained on another language model.
@@ -233,4 +243,5 @@ def load_e4srec(folder: Path, llm_folder: Path) -> E4SRec:
         raise FingerprintError(
             f"the saved teacher does not fit its language model ({error}).", where=str(folder)
         ) from None
-    return teacher.to(best_device()).fold()
+    teacher = teacher.to(best_device())
+    return teacher.fold() if fold else teacher

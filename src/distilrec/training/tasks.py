@@ -79,8 +79,8 @@ class Task(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return the parts of the loss on a batch."""
         model: Any = self.model
-        if isinstance(model, Student):
-            batch = model.training_view(batch)
+        if (view := getattr(model, "training_view", None)) is not None:
+            batch = view(batch)
         batch = self.objective.draw(batch)
         if self.by_rows:
             items, batch = only_needed_rows(batch)

@@ -1,0 +1,252 @@
+"""Teacher and student in rounds inside a run: each half-step a stage of its own, so that a killed run goes on in the one it was in."""
+
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from distilrec.config import TrainSettings
+from distilrec.errors import ConfigError
+from distilrec.files import write_with
+from distilrec.knowledge.peer import Peer, peer_of
+from distilrec.knowledge.store import Knowledge
+from distilrec.methods import METHODS
+from distilrec.methods.base import Method
+from distilrec.pipeline.stage import Stage
+from distilrec.pipeline.student import MODEL, relevant, say_fit
+from distilrec.progress import first_process, say
+from distilrec.students import STUDENTS
+from distilrec.students.base import Student, load_student, save_student
+from distilrec.teachers.base import Materials
+from distilrec.training.checkpoint import restore, snapshot
+from distilrec.training.loop import fit, load_fit
+from distilrec.training.rounds import Course, alternate
+from distilrec.training.tasks import Task
+
+if TYPE_CHECKING:
+    from distilrec.pipeline.run import Pipeline
+
+_WEIGHTS = "weights.safetensors"  # the student before folding, and what the method owns
+_STATES = "peer_states.bin"
+
+
+class Alternation:
+    """Both sides of a method with rounds.
+
+    Args:
+        run: its data, settings, plain student and kind of teacher.
+    """
+
+    def __init__(self, run: "Pipeline") -> None:
+        self.run = run
+        rounds = run.method_kind.rounds_of(run.method_settings)
+        if rounds is None:
+            raise ValueError(f"{run.method_kind.name} has no rounds")
+        self.rounds = rounds
+        plain = run.config.distil_settings().model_copy(update={"refit": False})
+        self._plain = plain
+        self._precision = torch.bfloat16 if plain.precision == "bfloat16" else torch.float32
+        self._learning = plain.model_copy(update={"epochs": rounds.student_epochs})
+        self._teaching = run.config.teach.model_copy(update={"epochs": rounds.teacher_epochs})
+
+    @cached_property
+    def course(self) -> Course[Stage]:
+        """Every half-step, done."""
+        start = self._start()
+        course = alternate(self.rounds.count, (start, load_fit(start.folder).best), self._teach, self._learn)
+        for half in course.teachers:
+            _forget(half.made)
+        for half in course.students:
+            _forget(half.made)
+        best = course.best_student, course.best_teacher
+        say(
+            f"  {len(course.teachers)} rounds: the student is best after round {best[0].number} (validation {best[0].measure:.4f}), "
+            f"the teacher after round {best[1].number} ({best[1].measure:.4f})"
+        )
+        self.run.stages["distilled"], self.run.stages["teacher"] = (half.made for half in best)
+        return course
+
+    @property
+    def student(self) -> Student:
+        """The student of its best round, folded."""
+        return load_student(self.course.best_student.made.folder / MODEL, STUDENTS)
+
+    @property
+    def teacher(self) -> Any:
+        """The teacher of its best round, ready to be asked."""
+        return self.run.teaching.restored(self.course.best_teacher.made)()
+
+    def _start(self) -> Stage:
+        """Train the student before the first round: on the targets alone, with the method's item table."""
+        run = self.run
+        inputs = {**run.student_inputs(self._plain), **self._of_method()}
+
+        def work(folder: Path, key: str) -> None:
+            plain = METHODS["plain"]
+            student, _ = self._new_student()
+            self._fit_student(
+                student, plain(plain.Settings(), None), self._plain, folder, key, "train student, round 0"
+            )
+
+        return run.stage("student-round-0", inputs, work, together=True)
+
+    def _teach(self, number: int, before: Stage | None, student: Stage) -> tuple[Stage, float]:
+        """Train the teacher for one half-step."""
+        run, kind, settings = self.run, self.run.teacher_kind, self.run.teacher_settings
+        identity = kind.inputs(settings, self._materials(student))
+        identity.pop("student", None)
+        inputs = {
+            **self._of_method(), **identity, "teacher": kind.name, "teacher_settings": settings.model_dump(),
+            "before": before.key if before else None, "student": student.key, "round": number,
+            "train": relevant(self._teaching), "filter_seen": run.config.evaluate.filter_seen,
+        }  # fmt: skip
+
+        def work(folder: Path, key: str) -> None:
+            materials = self._materials(student)
+            fresh = before is None
+            teacher = kind.create(settings, materials) if fresh else kind.reopen(before.folder, settings, materials)  # type: ignore[union-attr]
+            if not fresh and self.rounds.refresh and hasattr(teacher, "inject"):
+                teacher.inject(materials.id_embeddings())
+            _, method = self._new_student()
+            side = method.refine_teacher(self._peer(load_student(student.folder / MODEL, STUDENTS), student))
+            task = Task(
+                teacher, run.data, self._teaching, seed=self._seed(number), validate=self._validate_teacher, method=side
+            )
+            outcome = fit(
+                task,
+                self._teaching,
+                folder,
+                label=f"train teacher, round {number}",
+                identity=key,
+                seed=self._seed(number),
+            )
+            say_fit(outcome, self._teaching)
+            if first_process():
+                teacher.save(folder, identity.get("llm", ""))
+
+        done = run.stage(f"teacher-round-{number}", inputs, work, together=True)
+        return done, load_fit(done.folder).best
+
+    def _learn(self, number: int, teacher: Stage, before: Stage) -> tuple[Stage, float]:
+        """Train the student for one half-step."""
+        run = self.run
+        inputs = {
+            **run.student_inputs(self._learning), **self._of_method(),
+            "before": before.key, "teacher": teacher.key, "round": number,
+        }  # fmt: skip
+
+        def work(folder: Path, key: str) -> None:
+            student, method = self._new_student()
+            method.learn_from(self._peer(run.teaching.restored(teacher)(), teacher))
+            self._fit_student(
+                student,
+                method,
+                self._learning,
+                folder,
+                key,
+                f"train student, round {number}",
+                before,
+                self._seed(number),
+            )
+
+        done = run.stage(f"student-round-{number}", inputs, work, together=True)
+        return done, load_fit(done.folder).best
+
+    def _fit_student(
+        self,
+        student: Student,
+        method: Method,
+        training: TrainSettings,
+        folder: Path,
+        key: str,
+        label: str,
+        before: Stage | None = None,
+        seed: int | None = None,
+    ) -> None:
+        run, seed = self.run, self.run.config.seed if seed is None else seed
+
+        def validate(model: Any) -> dict[str, float]:
+            return run._validate(model, training.validate_users)
+
+        task = Task(student, run.data, training, seed=seed, validate=validate, method=method)
+        if before is not None:
+            restore(task, load_file(before.folder / _WEIGHTS))
+        outcome = fit(task, training, folder, label=label, identity=key, seed=seed)
+        say_fit(outcome, training)
+        if first_process():
+            weights = {name: value.contiguous() for name, value in snapshot(task).items()}
+            write_with(folder / _WEIGHTS, lambda part: save_file(weights, part))
+            save_student(student, folder / MODEL)
+
+    def _new_student(self) -> tuple[Student, Method]:
+        run = self.run
+        torch.manual_seed(run.config.seed)
+        student = run.student_kind(run.student_settings, run.data.n_items)
+        method = run.method_kind(run.method_settings, self._vectors)
+        student.item_table = method.item_embedding(student.item_table)
+        return student, method
+
+    @cached_property
+    def _vectors(self) -> Knowledge | None:
+        """Item vectors, where the method needs some: in rounds nothing else of the teacher is stored."""
+        run = self.run
+        if "item_vectors" not in run.method_kind.needs_of(run.method_settings):
+            return None
+        if run.config.annotate.vectors is None and run.teacher_kind.trained == "student":
+            raise ConfigError(
+                f"in rounds {run.method_kind.name} needs item vectors that are there before the teacher is trained.",
+                remedy="Set annotate.vectors, or method.embedding_weight=0.",
+            )
+        no_student = replace(run.teaching.materials(), student_key=lambda: "")
+        details = {**run.teaching.details(None), "of": run.teacher_kind.inputs(run.teacher_settings, no_student)}
+
+        def work(folder: Path, _key: str) -> None:
+            vectors = run.teaching.vectors(None)
+            if vectors is None:
+                raise ConfigError(
+                    f"the teacher {run.teacher_kind.name} gives no item vectors.", remedy="Set annotate.vectors."
+                )
+            write_with(folder / _WEIGHTS, lambda part: save_file({"item_vectors": vectors.contiguous()}, part))
+
+        done = run.stage("vectors", {"data": run.data.fingerprint, **details}, work)
+        return Knowledge.of_vectors(load_file(done.folder / _WEIGHTS)["item_vectors"])
+
+    def _peer(self, model: Any, of: Stage) -> Peer:
+        """Freeze a trained model; its states lie beside it, until the rounds are over."""
+        return peer_of(
+            model.eval(),
+            self.run.data,
+            of.folder / _STATES,
+            dtype=self._precision,
+            hide_seen=self.run.config.evaluate.filter_seen,
+            label=f"read training histories with the {of.name.partition('-')[0]}",
+        )
+
+    def _materials(self, student: Stage) -> Materials:
+        def vectors() -> Tensor:
+            return load_student(student.folder / MODEL, STUDENTS).item_vectors().detach()
+
+        return replace(self.run.teaching.materials(), id_embeddings=vectors, student_key=lambda: student.key)
+
+    def _of_method(self) -> dict[str, Any]:
+        vectors = self._vectors
+        return {
+            "method": self.run.method_kind.name,
+            "method_settings": self.run.method_settings.model_dump(),
+            "vectors": None if vectors is None else self.run.stages["vectors"].key,
+        }
+
+    def _seed(self, number: int) -> int:
+        """Return the seed of a round, so that its batches come in another order than those of the one before."""
+        return self.run.config.seed + 1000 * number
+
+    def _validate_teacher(self, model: Any) -> dict[str, float]:
+        return self.run._validate(model, self._teaching.validate_users)
+
+
+def _forget(stage: Stage) -> None:
+    (stage.folder / _STATES).unlink(missing_ok=True)

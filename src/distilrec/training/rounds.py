@@ -1,0 +1,66 @@
+"""Rounds: teacher and student train in turn, each from the other as it then is, until neither gains.
+
+What a half-step does lies with the caller; here is only the order, when to stop, and which round of each side is kept.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True, slots=True)
+class Half(Generic[Made]):
+    """A half-step that is done: its round (0: before the first), what it made, and its best validation measure."""
+
+    number: int
+    made: Made
+    measure: float
+
+
+@dataclass(frozen=True, slots=True)
+class Course(Generic[Made]):
+    """All half-steps of both sides, in order."""
+
+    teachers: list[Half[Made]]
+    students: list[Half[Made]]
+
+    @property
+    def best_teacher(self) -> Half[Made]:
+        """The first of those with the highest measure."""
+        return max(self.teachers, key=lambda half: (half.measure, -half.number))
+
+    @property
+    def best_student(self) -> Half[Made]:
+        """The first of those with the highest measure."""
+        return max(self.students, key=lambda half: (half.measure, -half.number))
+
+
+def alternate(
+    rounds: int,
+    start: tuple[Made, float],
+    teach: Callable[[int, Made | None, Made], tuple[Made, float]],
+    learn: Callable[[int, Made, Made], tuple[Made, float]],
+) -> Course[Made]:
+    """Train teacher and student in turn.
+
+    Args:
+        rounds: at most so many.
+        start: the student before the first round, and its validation measure.
+        teach: (round, teacher before or None, student) -> teacher, measure.
+        learn: (round, teacher, student before) -> student, measure.
+
+    Returns:
+        What was made. The rounds end with the first in which neither side rose above its best.
+    """
+    course: Course[Made] = Course([], [Half(0, *start)])
+    for number in range(1, rounds + 1):
+        before = max((half.measure for half in course.teachers), default=float("-inf"))
+        best = course.best_student.measure
+        teacher = course.teachers[-1].made if course.teachers else None
+        course.teachers.append(Half(number, *teach(number, teacher, course.students[-1].made)))
+        course.students.append(Half(number, *learn(number, course.teachers[-1].made, course.students[-1].made)))
+        if course.teachers[-1].measure <= before and course.students[-1].measure <= best:
+            break
+    return course

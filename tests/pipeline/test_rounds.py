@@ -1,0 +1,198 @@
+"""Teacher and student in rounds: both sides come out, frozen sides stay as they are, and a killed run goes on in its half-step."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from distilrec.config import Config, checked
+from distilrec.errors import ConfigError
+from distilrec.pipeline import Pipeline
+from distilrec.pipeline.alternating import Alternation
+from distilrec.training import loop
+from distilrec.training.loop import load_fit
+
+TEACHERS: dict[str, dict[str, Any]] = {
+    "e4srec": {"name": "e4srec", "lora_rank": 2, "max_length": 8, "precision": "float32"},
+    "conventional": {"name": "conventional", "recommender": {"name": "gru4rec", "hidden_size": 12, "max_length": 8}},
+}
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> dict[str, Any]:
+    log, titles = tmp_path / "log.csv", tmp_path / "titles.csv"
+    rows = [f"u{user:02d},i{(user + 5 * n) % 12:02d},{100 * n + user}" for n in range(9) for user in range(24)]
+    log.write_text("user_id,item_id,timestamp\n" + "\n".join(rows) + "\n")
+    titles.write_text("item_id,title\n" + "".join(f"i{item:02d},Title i{item:02d}\n" for item in range(12)))
+    return {
+        "name": "tiny",
+        "data": {"interactions": log, "items": titles, "filters": {"k_core_user": 1, "k_core_item": 1}},
+        "student": {"name": "sasrec", "hidden_size": 8, "max_length": 8, "blocks": 1, "heads": 1},
+        "train": {"epochs": 2, "batch_tokens": 64, "learning_rate": 0.01},
+        "teach": {"batch_tokens": 256, "validate_users": 8, "learning_rate": 0.01},
+        "annotate": {"top_k": 5},
+        "method": {"name": "llmd4rec", "rounds": 2, "student_epochs": 2},
+        "evaluate": {"bootstrap": 10, "timing_users": 4, "filter_seen": True},
+    }
+
+
+def pipeline(settings: dict[str, Any], root: Path, llm: Path, kind: str = "e4srec", **method: Any) -> Pipeline:
+    teacher = TEACHERS.get(kind, {"name": kind}) | ({"llm": str(llm)} if kind in ("e4srec", "bigrec") else {})
+    content = {**settings, "teacher": teacher, "method": settings["method"] | method}
+    return Pipeline(checked(Config, content, where="test"), root)
+
+
+def folders(root: Path, name: str) -> list[Path]:
+    return sorted(root.glob(f"{name}-*"))
+
+
+@pytest.mark.parametrize(
+    ("teacher", "method"),
+    [
+        ("e4srec", {}),
+        ("e4srec", {"told": "first", "top_k": 4, "teacher_temperature": 2.0, "squared": True}),
+        ("e4srec", {"embedding_weight": 0.3, "vector_width": 4}),
+        ("e4srec", {"teacher_weight": 0.0, "sample_weights": False, "refresh": False}),
+        ("conventional", {}),
+    ],
+)
+def test_both_sides_come_out(
+    settings: dict[str, Any], tmp_path: Path, tiny_llm: Path, teacher: str, method: dict[str, Any]
+) -> None:
+    run = pipeline(settings, tmp_path / "run", tiny_llm, teacher, **method)
+    results = run.evaluate()
+    assert [row["role"] for row in results["rows"]] == ["student", "teacher", "distilled"]
+    names = [one["name"] for one in results["stages"]]
+    assert {"student", "student-round-0", "teacher-round-1", "student-round-1"} < set(names)
+    assert len(run.alternation.course.teachers) == len(run.alternation.course.students) - 1
+    assert list(tmp_path.glob("run/**/peer_states.bin")) == []
+    again = pipeline(settings, tmp_path / "run", tiny_llm, teacher, **method).evaluate()
+    assert all(stage["cached"] for stage in again["stages"])
+    assert again["rows"] == results["rows"]
+
+
+def test_every_setting_matters(settings: dict[str, Any], tmp_path: Path, tiny_llm: Path) -> None:
+    """One setting away from the default, the first teacher or the student after it is another one."""
+    changes: list[dict[str, Any]] = [
+        {}, {"teacher_weight": 0.0}, {"teacher_weight": 0.5}, {"student_weight": 0.5}, {"sample_weights": False},
+        {"teacher_temperature": 2.0}, {"student_temperature": 2.0}, {"teacher_temperature": 2.0, "squared": True},
+        {"told": "first", "top_k": 3}, {"told": "first", "top_k": 4},
+        {"embedding_weight": 0.5, "vector_width": 4}, {"embedding_weight": 0.5, "vector_width": 3},
+        {"embedding_weight": 0.5, "vector_width": 4, "whiten": 1.0},
+    ]  # fmt: skip
+    found = set()
+    for number, change in enumerate(changes):
+        run = pipeline(settings, tmp_path / str(number), tiny_llm, rounds=1, **change)
+        _ = run.alternation.course
+        (student,) = folders(run.root, "student-round-1")
+        weights = load_file(student / "model.safetensors")
+        found.add(tuple(round(value.double().sum().item(), 7) for value in weights.values()))
+    assert len(found) == len(changes)
+
+
+def test_as_many_epochs_and_rounds_as_wanted(settings: dict[str, Any], tmp_path: Path, tiny_llm: Path) -> None:
+    run = pipeline(settings, tmp_path / "run", tiny_llm, rounds=1, teacher_epochs=3, student_epochs=4)
+    course = run.alternation.course
+    assert len(course.teachers) == 1
+    assert len(load_fit(course.teachers[0].made.folder).history) == 3
+    assert len(load_fit(course.students[1].made.folder).history) == 4
+
+
+def test_fresh_id_embeddings_reach_the_second_round_only_if_wanted(
+    settings: dict[str, Any], tmp_path: Path, tiny_llm: Path
+) -> None:
+    read = {}
+    for refresh in (True, False):
+        run = pipeline(settings, tmp_path / str(refresh), tiny_llm, refresh=refresh, student_epochs=3)
+        course = run.alternation.course
+        heads = [load_file(half.made.folder / "heads.safetensors")["id_embeddings"] for half in course.teachers]
+        tables = [load_file(half.made.folder / "model.safetensors")["item_table.weight"] for half in course.students]
+        scaled = [table / table.square().mean().sqrt() for table in tables]
+        torch.testing.assert_close(heads[0], scaled[0])
+        read[refresh] = heads
+        if len(heads) > 1:
+            torch.testing.assert_close(heads[1], scaled[1] if refresh else scaled[0])
+    assert any(len(heads) > 1 for heads in read.values())
+
+
+def test_a_half_step_changes_its_own_side_alone(
+    settings: dict[str, Any], tmp_path: Path, tiny_llm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The frozen model of each half-step is the same, bit for bit, when its states are read and after the training."""
+    frozen: list[tuple[Any, dict[str, torch.Tensor]]] = []
+    peer = Alternation._peer
+
+    def watching(self: Alternation, model: Any, of: Any) -> Any:
+        frozen.append((model, {name: value.clone() for name, value in model.state_dict().items()}))
+        return peer(self, model, of)
+
+    monkeypatch.setattr(Alternation, "_peer", watching)
+    _ = pipeline(settings, tmp_path / "run", tiny_llm).alternation.course
+    assert len(frozen) >= 2
+    for model, before in frozen:
+        after = model.state_dict()
+        assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("killed_in", ["teacher-round-1", "student-round-1", "teacher-round-2"])
+def test_a_killed_run_goes_on_in_its_half_step(
+    settings: dict[str, Any], tmp_path: Path, tiny_llm: Path, monkeypatch: pytest.MonkeyPatch, killed_in: str
+) -> None:
+    settings["train"]["checkpoint_seconds"] = settings["teach"]["checkpoint_seconds"] = 0.0
+    settings["teach"]["batch_tokens"] = 64
+    whole = pipeline(settings, tmp_path / "whole", tiny_llm).alternation.course
+    step, steps = loop._Run._step, 0
+
+    def dying(self: Any, batch: Any, *, last: bool) -> None:
+        nonlocal steps
+        step(self, batch, last=last)
+        if killed_in in str(self.path):
+            steps += 1
+            if steps == 2:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop._Run, "_step", dying)
+    with pytest.raises(KeyboardInterrupt):
+        _ = pipeline(settings, tmp_path / "cut", tiny_llm).alternation.course
+    monkeypatch.setattr(loop._Run, "_step", step)
+    done = {path.parent.name for path in (tmp_path / "cut").glob("*/stage.json")}
+    assert not any(name.startswith(killed_in) for name in done)
+    course = pipeline(settings, tmp_path / "cut", tiny_llm).alternation.course
+    assert [half.measure for half in course.teachers + course.students] == [
+        half.measure for half in whole.teachers + whole.students
+    ]
+    pairs = zip(course.teachers + course.students, whole.teachers + whole.students, strict=True)
+    for one, other in pairs:
+        for name in ("model.safetensors", "heads.safetensors", "adapter_model.safetensors"):
+            if (other.made.folder / name).exists():
+                ours, theirs = load_file(one.made.folder / name), load_file(other.made.folder / name)
+                assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_a_teacher_that_only_ranks_is_asked_once(
+    settings: dict[str, Any], tmp_path: Path, tiny_llm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "said.jsonl"
+    said = [{"user_id": f"u{user:02d}", "items": [f"i{(user + n) % 12:02d}" for n in range(4)]} for user in range(24)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in said))
+    content = {**settings, "teacher": {"name": "recorded", "rankings": path}}
+    run = Pipeline(checked(Config, content, where="test"), tmp_path / "run")
+    results = run.evaluate()
+    assert [row["role"] for row in results["rows"]] == ["student", "distilled"]
+    assert (
+        "the teacher recorded cannot train in rounds: llmd4rec learns from its stored rankings"
+        in capsys.readouterr().err
+    )
+    plain = Pipeline(checked(Config, {**content, "method": "plain"}, where="test"), tmp_path / "plain")
+    assert not np.array_equal(plain.student.item_vectors().detach(), run.distilled.item_vectors().detach())
+
+
+def test_what_is_missing_is_said_before_any_work(settings: dict[str, Any], tmp_path: Path, tiny_llm: Path) -> None:
+    with pytest.raises(ConfigError, match=r"llmd4rec needs rankings, which the teacher text does not give"):
+        pipeline(settings, tmp_path / "run", tiny_llm, "text").evaluate()
+    with pytest.raises(ConfigError, match=r"item vectors that are there before the teacher is trained"):
+        pipeline(settings, tmp_path / "run", tiny_llm, "conventional", embedding_weight=0.3).evaluate()
