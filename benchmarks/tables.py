@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-PAGES = (
-    "README.md", "docs/methods/README.md", "docs/teachers/e4srec.md", "docs/teachers/bigrec.md",
-    "docs/annotate.md", "docs/training.md", "docs/students/README.md",
-    *sorted(f"docs/methods/{path.name}" for path in (ROOT / "docs/methods").glob("[a-z]*.md")),
-    *sorted(f"docs/students/{path.name}" for path in (ROOT / "docs/students").glob("[a-z]*.md")),
-)  # fmt: skip
+PAGES = tuple(
+    str(path.relative_to(ROOT))
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+    if "<!-- /" in path.read_text(encoding="utf-8")
+)
+NOTHING_YET = "Not measured yet."
 DATASETS = {"amazon-beauty": "Amazon Beauty", "amazon-toys": "Amazon Toys", "ml-100k": "MovieLens-100K"}
 
 
@@ -27,12 +27,13 @@ def main() -> None:
 
 
 def filled(text: str, content: dict[str, str]) -> str:
-    """Return a page with its tables replaced."""
-    for name, table in content.items():
-        text = re.sub(
-            rf"<!-- {name} -->.*?<!-- /{name} -->", f"<!-- {name} -->\n{table}\n<!-- /{name} -->", text, flags=re.S
-        )
-    return text
+    """Return a page with its tables replaced; where results/ has no figures yet, it says so."""
+
+    def table(found: re.Match[str]) -> str:
+        name = found[1]
+        return f"<!-- {name} -->\n{content.get(name, NOTHING_YET)}\n<!-- /{name} -->"
+
+    return re.sub(r"<!-- ([\w -]+) -->.*?<!-- /\1 -->", table, text, flags=re.S)
 
 
 def tables() -> dict[str, str]:

@@ -63,4 +63,3 @@ def _candidates(scores: Tensor, k: int) -> tuple[Tensor, Tensor, int]:
     at = wide.amax(dim=2).topk(k, dim=1, sorted=False).indices
     values = blocks.gather(1, at[:, :, None].expand(-1, -1, BLOCK)).flatten(1)
     return at, torch.cat([values, scores[:, whole:]], dim=1), whole
-
