@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from distilrec.config import Config, checked
-from distilrec.errors import ConfigError
+from distilrec.errors import ConfigError, FingerprintError, InputError
+from distilrec.evaluation.rank import target_ranks
 from distilrec.pipeline import Pipeline
 from distilrec.pipeline.alternating import Alternation
 from distilrec.training import loop
@@ -189,6 +190,33 @@ def test_a_teacher_that_only_ranks_is_asked_once(
     )
     plain = Pipeline(checked(Config, {**content, "method": "plain"}, where="test"), tmp_path / "plain")
     assert not np.array_equal(plain.student.item_vectors().detach(), run.distilled.item_vectors().detach())
+
+
+def test_the_teacher_that_comes_out_can_teach_by_other_methods(
+    settings: dict[str, Any], tmp_path: Path, tiny_llm: Path
+) -> None:
+    run = pipeline(settings, tmp_path / "run", tiny_llm)
+    folder = run.alternation.course.best_teacher.made.folder
+    teacher = {**TEACHERS["e4srec"], "llm": str(tiny_llm), "trained": folder}
+    content = {**settings, "teacher": teacher, "method": {"name": "soft_labels"}}
+    other = Pipeline(checked(Config, content, where="test"), tmp_path / "other")
+    results = other.evaluate()
+    assert [row["role"] for row in results["rows"]] == ["student", "teacher", "distilled"]
+    assert not list((tmp_path / "other").glob("teacher-*"))
+    examples = np.asarray(other.data.examples("test"))
+    wanted, found = (target_ranks(one, other.data, examples) for one in (run.teacher, other.teacher))
+    assert np.array_equal(wanted, found)
+    assert pipeline(settings, tmp_path / "alone", tiny_llm, rounds=1).teacher_settings.model_dump().keys() == (
+        other.teacher_settings.model_dump().keys()
+    )
+    with pytest.raises(InputError, match=r"no trained teacher.*RUN/teacher-KEY"):
+        wrong = {**content, "teacher": {**teacher, "trained": tmp_path}}
+        _ = Pipeline(checked(Config, wrong, where="test"), tmp_path / "wrong").knowledge
+    small = tmp_path / "small.csv"
+    small.write_text("\n".join(line for line in (tmp_path / "log.csv").read_text().splitlines() if ",i11," not in line))
+    with pytest.raises(FingerprintError, match="knows 12 items and the data set has 11"):
+        fewer = {**content, "data": {**settings["data"], "interactions": small}}
+        _ = Pipeline(checked(Config, fewer, where="test"), tmp_path / "fewer").knowledge
 
 
 def test_what_is_missing_is_said_before_any_work(settings: dict[str, Any], tmp_path: Path, tiny_llm: Path) -> None:

@@ -12,8 +12,9 @@ import torch
 from distilrec.config import checked
 from distilrec.data.dataset import open_dataset
 from distilrec.data.split import Ints
+from distilrec.errors import FingerprintError, InputError
 from distilrec.evaluation.rank import top_items
-from distilrec.files import hash_json, read_json, write_json
+from distilrec.files import hash_json, read_json, sha256_file, write_json
 from distilrec.knowledge.annotate import ACCOUNT, Answerer, Engine, annotate, here
 from distilrec.knowledge.budget import still_stands
 from distilrec.knowledge.examples import chosen_examples
@@ -66,9 +67,31 @@ class Teaching:
         """The stage that the teacher is trained in, done; None if it is one that is not trained."""
         if self.kind.trained == "nothing":
             return None
+        if (folder := getattr(self.settings, "trained", None)) is not None:
+            return self._given(folder)
         if self.kind.trained == "student":
             return self._train_student()
         return self._train_llm(TextTask if self.kind.trained == "text" else Task)
+
+    def _given(self, folder: Path) -> Stage:
+        """Return a teacher that was trained before as if it were a stage of this run."""
+        files = [path for path in sorted(folder.glob("*")) if path.suffix in (".json", ".safetensors")]
+        if not any(path.name == "teacher.json" for path in files):
+            raise InputError(
+                "this folder holds no trained teacher (no teacher.json).", where=str(folder),
+                remedy="Give the folder of a teacher's stage, RUN/teacher-KEY or RUN/teacher-round-N-KEY.",
+            )  # fmt: skip
+        kept = [[path.name, sha256_file(path)] for path in files if path.name != "stage.json"]
+        done = Stage("teacher", hash_json(kept), folder, 0.0, True, 0.0)
+        teacher: Any = self.restored(done)()
+        if (found := len(teacher.item_vectors())) != self.run.data.n_items:
+            raise FingerprintError(
+                f"the teacher knows {found:,} items and the data set has {self.run.data.n_items:,}.", where=str(folder),
+                remedy="Take a teacher that was trained on these data.",
+            )  # fmt: skip
+        self.run.stages["teacher"] = done
+        say(f"teacher: taken from {folder}")
+        return done
 
     def _train_llm(self, task_kind: Callable[..., Any]) -> Stage:
         run, training, materials = self.run, self.run.config.teach, self.materials()

@@ -33,7 +33,10 @@ INSTRUCTION = "A user chose these items, oldest first. Predict the next one:"
 
 
 class E4SRecSettings(Settings):
-    """Settings of E4SRec. `llm` is the default model's name, a folder, or a hub name; `layers` null means all."""
+    """Settings of E4SRec. `llm` is the default model's name, a folder, or a hub name; `layers` null means all.
+
+    `trained`: folder of a teacher that is trained already, for example one that came out of another run's rounds; taken as it is.
+    """
 
     llm: str = "smollm2-135m-instruct"
     layers: int | None = Field(None, ge=1)
@@ -47,6 +50,7 @@ class E4SRecSettings(Settings):
     instruction: str = INSTRUCTION
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     gradient_checkpointing: bool = False
+    trained: Path | None = Field(None, exclude=True)  # what is in the folder counts, not where it lies
 
 
 class E4SRec(nn.Module):
