@@ -1,0 +1,244 @@
+"""LLMD4Rec over rounds: SASRec and SmolLM2 teach each other on Beauty and Toys; both are tested after every round.
+
+    python benchmarks/llmd4rec.py train                             # hours: every run that is not done yet
+    python benchmarks/llmd4rec.py train --datasets amazon-toys --variants ablations --seeds 42 --threads 1
+    python benchmarks/llmd4rec.py report                            # results/llmd4rec.json, of the runs that are there
+
+Settings: configs/llmd4rec/DATASET.yaml. Both sides are selected on validation and tested on all test users, whole catalogue, items of
+the history taken out, targets that never occur in training counted. What they are held against comes from benchmarks/methods.py: the
+plain student, the teacher alone, and soft_labels from that teacher (one way, once). Figures are means over users of the mean over
+seeds, with a bootstrap over users; p is a Wilcoxon signed-rank test of the users' gains against the plain student with the same
+seeds, corrected after Holm over all student rows.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+import methods  # the benchmark beside this one
+from distilrec.config import Config, load_config
+from distilrec.evaluation.metrics import gain
+from distilrec.evaluation.rank import target_ranks
+from distilrec.evaluation.significance import Side, compare
+from distilrec.files import read_json, write_json, write_with
+from distilrec.pipeline import Pipeline
+from distilrec.pipeline.alternating import MODEL
+from distilrec.pipeline.stage import Stage
+from distilrec.progress import say
+from distilrec.students import STUDENTS
+from distilrec.students.base import load_student
+from distilrec.training.loop import load_fit
+
+CONFIGS = Path("configs/llmd4rec")
+RANKS = "test_ranks.npy"
+
+
+def main() -> None:
+    """Do what is asked for."""
+    names = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["train", "report"])
+    parser.add_argument("--datasets", nargs="+", default=names)
+    parser.add_argument("--variants", nargs="+", default=None, help="`ablations` stands for all of them")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[42, 43, 44])
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the data sets")
+    parser.add_argument("--runs", type=Path, default=Path("runs/llmd4rec"))
+    parser.add_argument("--others", type=Path, default=Path("runs/dllm2rec"), help="the runs of benchmarks/methods.py")
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--out", type=Path, default=Path("results/llmd4rec.json"))
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    if arguments.what == "train":
+        for seed in arguments.seeds:
+            for name in arguments.datasets:
+                for variant in chosen(name, arguments):
+                    train(name, variant, seed, arguments)
+    else:
+        report(arguments)
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    """Return a data set's settings."""
+    content: dict[str, Any] = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
+    return content
+
+
+def chosen(name: str, arguments: argparse.Namespace) -> list[str]:
+    """Return the variants to run; ablations on Toys alone."""
+    content = settings_of(name)
+    ablations = list(content["ablations"]) if name == "amazon-toys" else []
+    every = [*content["variants"], *ablations]
+    wanted = arguments.variants
+    return [one for one in every if wanted is None or one in wanted or (one in ablations and "ablations" in wanted)]
+
+
+def configuration(name: str, variant: str, seed: int, data: Path) -> Config:
+    """Return the configuration of one run."""
+    content = settings_of(name)
+    variants = {**content.pop("variants"), **content.pop("ablations")}
+    content["method"] = {**content["method"], **(variants[variant] or {})}
+    content["name"] = f"{name}-{variant.replace(' ', '-')}-{seed}"
+    for key in ("interactions", "items"):
+        content["data"][key] = str(data / content["data"][key])
+    return load_config(None, [f"seed={seed}"], content)
+
+
+def train(name: str, variant: str, seed: int, arguments: argparse.Namespace) -> None:
+    """Do all rounds of a run and test both sides after each, unless that is done."""
+    config = configuration(name, variant, seed, arguments.data)
+    run = Pipeline(config, arguments.runs / config.name)
+    course = run.alternation.course
+    summary: dict[str, Any] = {"student": [], "llm": []}
+    for side, halves in (("student", course.students), ("llm", course.teachers)):
+        for half in halves:
+            ranks = tested(run, half.made, side)
+            fit = load_fit(half.made.folder)
+            summary[side].append(
+                {
+                    "round": half.number, "valid": half.measure, "best_epoch": fit.best_epoch, "seconds": half.made.seconds,
+                    "ranks": f"{half.made.folder.name}/{RANKS}",
+                }
+            )  # fmt: skip
+            shown = ", ".join(f"{metric} {gain(metric, ranks).mean():.4f}" for metric in ("hr@10", "ndcg@10"))
+            say(f"{config.name}, {side} after round {half.number}: validation {half.measure:.4f}, test {shown}")
+    summary["best"] = {"student": course.best_student.number, "llm": course.best_teacher.number}
+    write_json(run.root / "course.json", summary)
+
+
+def tested(run: Pipeline, stage: Stage, side: str) -> methods.Ranks:
+    """Return the ranks of the test targets, [n], and keep them in the stage's folder."""
+    path = stage.folder / RANKS
+    if not path.exists():
+        model: Any = (
+            load_student(stage.folder / MODEL, STUDENTS) if side == "student" else run.teaching.restored(stage)()
+        )
+        examples = np.asarray(run.data.examples("test"))
+        found = target_ranks(model, run.data, examples, filter_seen=run.config.evaluate.filter_seen)
+        write_with(path, lambda part: methods._save(part, found))
+    ranks: methods.Ranks = np.load(path, allow_pickle=False)
+    return ranks
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """Write the rows of all runs that are there."""
+    rows: list[dict[str, Any]] = []
+    ablations: list[dict[str, Any]] = []
+    comparisons: list[Any] = []
+    ratios: dict[str, float] = {}
+    for name in arguments.datasets:
+        against = others(name, "plain", arguments)
+        for method in ("plain", "soft_labels"):
+            by_seed = others(name, method, arguments)
+            if by_seed:
+                rows.append(row_of(name, by_seed, {"side": "student", "round": None, "variant": method}))
+                if method != "plain":
+                    compared(rows[-1], by_seed, against, comparisons)
+        alone = teacher_alone(name, arguments)
+        if alone is not None:
+            rows.append(
+                row_of(
+                    name, {methods.TEACHER_SEED: alone[0]}, {"side": "llm", "round": None, "variant": "e4srec alone"}
+                )
+            )
+        for variant in chosen(name, arguments):
+            courses = {
+                seed: course for seed in arguments.seeds if (course := course_of(name, variant, seed, arguments))
+            }
+            ablated = variant in settings_of(name)["ablations"]
+            for side in ("student", "llm"):
+                for number in sorted({half["round"] for course in courses.values() for half in course[side]}):
+                    by_seed = {seed: ranks_of(course, side, number) for seed, course in courses.items()}
+                    row = row_of(name, by_seed, {"side": side, "round": number, "variant": variant})
+                    row["valid"] = [round(at(course, side, number)["valid"], 5) for course in courses.values()]
+                    (ablations if ablated else rows).append(row)
+                    if side == "student":
+                        compared(row, by_seed, against, comparisons)
+            if variant == "llmd4rec" and courses and alone is not None:
+                ratios[name] = round_seconds(courses) / alone[1]
+    methods.put_tests(comparisons)
+    content = read_json(arguments.out) if arguments.out.exists() else {}
+    content |= {
+        "rows": rows, "ablations": ablations, "round_time_ratio": max(ratios.values(), default=None),
+        "round_time_ratios": ratios, "command": "python benchmarks/llmd4rec.py report",
+    }  # fmt: skip
+    write_json(arguments.out, content)
+    for row in rows + ablations:
+        shown = ", ".join(f"{metric} {row['metrics'][metric]:.4f}" for metric in ("hr@10", "ndcg@10"))
+        p = f", p {row['p_value']['ndcg@10']:.2g}" if "p_value" in row else ""
+        say(f"{row['dataset']} {row['variant']} {row['side']} round {row['round']} x{len(row['seeds'])}: {shown}{p}")
+
+
+def row_of(name: str, by_seed: dict[int, methods.Ranks], what: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of figures over seeds."""
+    return {"dataset": name, **what, **methods.figures(list(by_seed.values())), "seeds": sorted(by_seed)}
+
+
+def compared(
+    row: dict[str, Any], by_seed: dict[int, methods.Ranks], against: dict[int, methods.Ranks], found: list[Any]
+) -> None:
+    """Compare a row with the plain student over the seeds that both have."""
+    seeds = sorted(set(by_seed) & set(against))
+    if seeds:
+        gaps = compare(
+            Side("base", [against[seed] for seed in seeds]),
+            [Side("other", [by_seed[seed] for seed in seeds])],
+            methods.TESTED,
+        )
+        found.extend((row, gap) for gap in gaps)
+
+
+def others(name: str, method: str, arguments: argparse.Namespace) -> dict[int, methods.Ranks]:
+    """Return SASRec's ranks under a method of benchmarks/methods.py, by seed."""
+    own = argparse.Namespace(data=arguments.data, runs=arguments.others)
+    found = {seed: methods.trained((name, "sasrec", method, None, seed), own) for seed in arguments.seeds}
+    return {seed: one[0] for seed, one in found.items() if one is not None}
+
+
+def teacher_alone(name: str, arguments: argparse.Namespace) -> tuple[methods.Ranks, float] | None:
+    """Return the test ranks of the teacher that was trained without a student's help, and its seconds up to its best epoch."""
+    run = methods.taught(name, argparse.Namespace(data=arguments.data, runs=arguments.others))
+    stage = run.teaching.trained
+    if stage is None:
+        return None
+    fit = load_fit(stage.folder)
+    ranks = tested(run, stage, "llm")
+    return ranks, fit.seconds / len(fit.history) * fit.best_epoch
+
+
+def course_of(name: str, variant: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """Return what a run's rounds came to; None if they are not done."""
+    root = arguments.runs / configuration(name, variant, seed, arguments.data).name
+    path = root / "course.json"
+    return {**read_json(path), "root": root} if path.exists() else None
+
+
+def at(course: dict[str, Any], side: str, number: int) -> dict[str, Any]:
+    """Return what a side came to after a round, or after its last one before it."""
+    halves: list[dict[str, Any]] = [half for half in course[side] if half["round"] <= number]
+    return halves[-1]
+
+
+def ranks_of(course: dict[str, Any], side: str, number: int) -> methods.Ranks:
+    """Return the test ranks of a side after a round, [n]."""
+    ranks: methods.Ranks = np.load(course["root"] / at(course, side, number)["ranks"], allow_pickle=False)
+    return ranks
+
+
+def round_seconds(courses: dict[int, dict[str, Any]]) -> float:
+    """Return what one round took on average."""
+    each = [
+        sum(half["seconds"] for side in ("student", "llm") for half in course[side] if half["round"] > 0)
+        / len(course["llm"])
+        for course in courses.values()
+    ]
+    return float(np.mean(each))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
