@@ -46,7 +46,7 @@ def test_a_page_is_filled() -> None:
 def test_every_verb_of_the_readme_exists_and_the_other_way_round() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     block = next(part for part in text.split("```") if "distilrec fetch" in part)
-    named = set(re.findall(r"\b(fetch|prepare|train|teach|annotate|distil|evaluate|run|tune)\b", block))
+    named = set(re.findall(r"\b(fetch|prepare|train|teach|select|annotate|distil|evaluate|run|tune)\b", block))
     assert named == set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 
 

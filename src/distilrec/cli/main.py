@@ -6,7 +6,7 @@ from typing import NoReturn
 
 import typer
 
-from distilrec.cli import fetch, stages, tune
+from distilrec.cli import fetch, select, stages, tune
 from distilrec.errors import DistilrecError
 from distilrec.files import disk_error
 
@@ -22,6 +22,7 @@ app = typer.Typer(
 app.command("fetch")(fetch.fetch)
 for verb in stages.VERBS:
     app.command(verb.__name__)(verb)
+app.command("select")(select.select)
 app.command("tune")(tune.tune)
 
 

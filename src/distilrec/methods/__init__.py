@@ -1,5 +1,6 @@
 """Methods by name."""
 
+from distilrec.methods.alkdrec import ALKDRec
 from distilrec.methods.base import Method
 from distilrec.methods.cd import CD
 from distilrec.methods.dcd import DCD
@@ -16,5 +17,6 @@ from distilrec.methods.soft_labels import SoftLabels
 from distilrec.methods.unkd import UnKD
 
 METHODS: dict[str, type[Method]] = {
-    kind.name: kind for kind in (Plain, DLLM2Rec, LLMD4Rec, SoftLabels, RD, CD, RRD, DCD, UnKD, Hint, FTD, HTD, DE)
+    kind.name: kind
+    for kind in (Plain, DLLM2Rec, LLMD4Rec, ALKDRec, SoftLabels, RD, CD, RRD, DCD, UnKD, Hint, FTD, HTD, DE)
 }

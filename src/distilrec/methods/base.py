@@ -1,6 +1,7 @@
 """What a method is: five hooks. `loss` must be written; the others do nothing unless a method needs them."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -36,6 +37,9 @@ class Method(nn.Module, ABC):
     Settings: ClassVar[type[Settings]]
     needs: ClassVar[frozenset[str]] = frozenset()  # of {"rankings", "scores", "item_vectors"}
     by_rows: ClassVar[bool] = False  # whether `loss` can do with the rows of the item table that the batch itself needs
+    fine_tunes: ClassVar[bool] = (
+        False  # whether training starts from the plain student and sees only what the teacher was asked about
+    )
     objective: Objective | None = None  # the student's loss, put in by the training
 
     def __init__(self, settings: Any, knowledge: Knowledge | None) -> None:
@@ -61,8 +65,17 @@ class Method(nn.Module, ABC):
         return cls.needs
 
     @classmethod
-    def select(cls, settings: Any, dataset: Dataset, examples: Ints) -> Ints:
-        """Return the examples worth asking the teacher about, out of `examples`; all of them by default."""
+    def select(
+        cls, settings: Any, dataset: Dataset, examples: Ints, difficulty: Callable[[Ints], Any] | None = None
+    ) -> Ints:
+        """Return the examples worth asking the teacher about, out of `examples`; all of them by default.
+
+        Args:
+            settings: of the method.
+            dataset: what the ids refer to.
+            examples: [n] ids.
+            difficulty: ids [n] -> how hard they are for a conventional recommender, [n]; it is trained only if this is called.
+        """
         return examples
 
     def item_embedding(self, table: nn.Module) -> nn.Module:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from distilrec.config import Settings, TrainSettings
+from distilrec.data.split import Ints
 from distilrec.knowledge.store import Knowledge
 from distilrec.methods import METHODS
 from distilrec.methods.base import Method
@@ -48,6 +49,9 @@ def trained_student(
         if first_process():
             save_student(student, folder / MODEL)
 
+    if kind.fine_tunes:
+        _ = run.student
+        inputs = {**inputs, "start": run.stages.get("student-refit", run.stages["student"]).key}
     selecting = training.model_copy(update={"refit": False})
     done = run.stage(name, {**run.student_inputs(selecting), **inputs}, work, together=True)
     if training.refit:
@@ -77,7 +81,9 @@ def fit_student(
 ) -> tuple[Student, Fit]:
     """Train a new student of the configured kind in `folder`, or go on with what is there; see `fit`."""
     student, method = _new_student(run, kind, knowledge)
-    return student, _fit(run, student, method, training, folder, label, identity, on_validation)
+    return student, _fit(
+        run, student, method, training, folder, label, identity, on_validation, _asked(kind, knowledge)
+    )
 
 
 def fit_conventional(
@@ -109,14 +115,15 @@ def _fit(
     label: str,
     identity: str,
     on_validation: OnValidation | None = None,
+    examples: Ints | None = None,
 ) -> Fit:
-    """Train on the run's training targets, selecting on its validation targets."""
+    """Train on the run's training targets, or `examples` among them, selecting on its validation targets."""
     seed = run.config.seed
 
     def validate(model: Any) -> dict[str, float]:
         return run._validate(model, training.validate_users)
 
-    task = Task(student, run.data, training, seed=seed, validate=validate, method=method)
+    task = Task(student, run.data, training, seed=seed, validate=validate, method=method, examples=examples)
     return fit(task, training, folder, label=label, identity=identity, seed=seed, on_validation=on_validation)
 
 
@@ -136,7 +143,15 @@ def _refit(
     settings = training.model_copy(update={"epochs": epochs, "validate_every": epochs})
     measure = {training.select_by: 0.0}  # nothing is left to select by: the last epoch is kept
     seed, dataset = run.config.seed, run.data.with_validation()
-    task = Task(student, dataset, settings, seed=seed, validate=lambda _model: measure, method=method)
+    task = Task(
+        student,
+        dataset,
+        settings,
+        seed=seed,
+        validate=lambda _model: measure,
+        method=method,
+        examples=_asked(kind, knowledge),
+    )
     fit(task, settings, folder, label=label, identity=identity, seed=seed)
     return student
 
@@ -145,8 +160,15 @@ def _new_student(run: "Pipeline", kind: type[Method], knowledge: Knowledge | Non
     torch.manual_seed(run.config.seed)
     student = run.student_kind(run.student_settings, run.data.n_items)
     method = kind(run.method_settings if kind is run.method_kind else kind.Settings(), knowledge)
+    if kind.fine_tunes:
+        student.load_state_dict(run.student.state_dict())
     student.item_table = method.item_embedding(student.item_table)
     return student, method
+
+
+def _asked(kind: type[Method], knowledge: Knowledge | None) -> Ints | None:
+    """Return the examples to train on, where a method trains on nothing else than what the teacher was asked about."""
+    return knowledge.examples if kind.fine_tunes and knowledge is not None else None
 
 
 def say_fit(outcome: Fit, settings: TrainSettings) -> None:

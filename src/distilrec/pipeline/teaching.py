@@ -18,6 +18,7 @@ from distilrec.files import hash_json, read_json, sha256_file, write_json
 from distilrec.knowledge.annotate import ACCOUNT, Answerer, Engine, annotate, here
 from distilrec.knowledge.budget import still_stands
 from distilrec.knowledge.examples import chosen_examples
+from distilrec.knowledge.select import Chosen, difficulties, select
 from distilrec.knowledge.store import Knowledge, KnowledgeWriter, open_knowledge, writing
 from distilrec.pipeline.asking import ask_ranker, estimate_ranker
 from distilrec.pipeline.names import named
@@ -144,10 +145,39 @@ class Teaching:
         )
 
     def examples(self) -> Ints:
-        """Return the ids of the examples to ask about."""
+        """Return the ids of the examples to ask about, ascending."""
+        chosen = self._candidates()
+        return np.sort(self.run.method_kind.select(self.run.method_settings, self.run.data, chosen, self.difficulty))
+
+    def _candidates(self) -> Ints:
+        """Return the ids of the examples that could be asked about, before a method chooses among them."""
         default = "last" if self.kind.asked == "prompts" else "all"
-        chosen = chosen_examples(self.run.data, self.run.config.annotate, default, self.run.config.seed)
-        return self.run.method_kind.select(self.run.method_settings, self.run.data, chosen)
+        return chosen_examples(self.run.data, self.run.config.annotate, default, self.run.config.seed)
+
+    def choose(self, policy: str | None, budget: int | None, seed: int | None) -> Chosen:
+        """Choose examples by their difficulty; what is None is taken from the method's settings, where it has them."""
+        own = self.run.method_settings
+        policy = policy or str(getattr(own, "policy", "maxmin"))
+        examples = self._candidates()
+        wanted = budget or getattr(own, "budget", 500) or len(examples)
+        seed = getattr(own, "selection_seed", 0) if seed is None else seed
+        hard = self.difficulty(examples)
+        made = select(examples, hard, policy, wanted, seed=seed, settings=getattr(own, "gains", None))
+        return Chosen(examples, hard, made)
+
+    def estimate_of(self, selection: Path) -> list[str]:
+        """Say what asking about the examples in a file would take."""
+        annotate = self.run.config.annotate.model_copy(
+            update={"selection": selection, "selection_by": "example", "sample": None}
+        )
+        config = self.run.config.model_copy(update={"annotate": annotate})
+        return type(self.run)(config, self.run.root).teaching.estimate()
+
+    def difficulty(self, examples: Ints) -> Any:
+        """Return how hard examples [n] are for the conventional recommender that the teacher builds on, or for the plain student."""
+        own = self.kind.trained == "student"
+        model = load_student(_trained(self.trained).folder / MODEL, STUDENTS) if own else self.run.student
+        return difficulties(model.to(best_device()), self.run.data, examples)
 
     def details(self, trained: Stage | None) -> dict[str, Any]:
         """Return what the stored answers depend on, beside the data."""

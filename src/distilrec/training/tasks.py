@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from distilrec.config import TrainSettings
-from distilrec.data.batching import Batch, batches, plan, training_windows
+from distilrec.data.batching import Batch, batches, held_out_windows, plan, training_windows
 from distilrec.data.dataset import Dataset
 from distilrec.data.split import Ints
 from distilrec.losses.objective import Objective, only_needed_rows
@@ -44,6 +44,7 @@ class Task(nn.Module):
         seed: of the order of batches.
         validate: model -> named measures, higher is better.
         method: how to learn; None means the loss of the settings on the targets, over the whole table.
+        examples: train on these alone, each with its own history; None: on all training targets.
     """
 
     share: tuple[int, int] = (0, 1)  # which of how many processes this one is; the training sets it
@@ -57,9 +58,10 @@ class Task(nn.Module):
         seed: int,
         validate: Validate,
         method: Method | None = None,
+        examples: Ints | None = None,
     ) -> None:
         super().__init__()
-        self.model, self.method = model, method
+        self.model, self.method, self.examples = model, method, examples
         self.dataset, self.settings, self.seed = dataset, settings, seed
         self._validate = validate
         name = settings.loss.name or getattr(model, "default_loss", "ce")
@@ -99,8 +101,11 @@ class Task(nn.Module):
         """
         model: Any = self.model
         generator = np.random.default_rng([self.seed, number])
-        shift = generator.integers(0, 1 << 30, len(self.dataset.offsets) - 1)
-        windows = training_windows(self.dataset, model.max_length, self.settings.stride, shift)
+        if self.examples is not None:
+            windows = held_out_windows(self.dataset, self.examples, model.max_length)
+        else:
+            shift = generator.integers(0, 1 << 30, len(self.dataset.offsets) - 1)
+            windows = training_windows(self.dataset, model.max_length, self.settings.stride, shift)
         groups: list[Ints] = plan(windows.end - windows.start, self.settings.batch_tokens, generator)
         rank, processes = self.share
         if processes > 1:  # every process takes as many batches as the others; a few batches come twice
