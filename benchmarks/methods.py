@@ -9,12 +9,14 @@ Settings: configs/dllm2rec/DATASET.yaml. A cell is a data set, a student, a meth
 its best epoch picked on validation, and ranks the whole catalogue for every test user, items of the history taken out, targets that
 never occur in training counted. A killed training resumes. A figure is the mean over users of the mean over seeds, its interval a
 bootstrap over users; p is a Wilcoxon signed-rank test of the users' gains against the plain student with the same seeds, corrected
-after Holm over all rows. Ablations are tested against the whole method.
+after Holm over all rows. `users_and_seeds` says how sure a difference is where the seeds are drawn too (`evaluation/crossed.py`).
+Ablations are tested against the whole method.
 """
 
 import argparse
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ import torch
 import yaml
 
 from distilrec.config import Config, load_config
+from distilrec.evaluation.crossed import crossed
 from distilrec.evaluation.metrics import gain, resampled_means
 from distilrec.evaluation.rank import target_ranks
 from distilrec.evaluation.significance import Comparison, Side, compare, holm
@@ -192,6 +195,8 @@ def report(arguments: argparse.Namespace) -> None:
             sides = [Side("other", [by_seed[seed][0] for seed in seeds])]
             gaps = compare(Side("base", [against[seed][0] for seed in seeds]), sides, TESTED)
             comparisons.extend((row, gap) for gap in gaps)
+            base, own = Side("base", [against[seed][0] for seed in seeds]), sides[0]
+            row["users_and_seeds"] = {metric: asdict(crossed(base, own, metric)) for metric in TESTED}
         (ablations if ablation else rows).append(row)
     put_tests(comparisons)
     content = read_json(arguments.out) if arguments.out.exists() else {}
