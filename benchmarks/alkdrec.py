@@ -107,6 +107,7 @@ class Bench:
         content = settings()
         students, self.policies, _ = (content.pop(key) for key in ("students", "policies", "budgets"))
         own = students[student]
+        content["train"] |= own.get("train", {})
         log = written_log(arguments)
         content["data"] |= {"interactions": str(log), "items": str(arguments.data / "items.csv")}
         content |= {
