@@ -235,3 +235,22 @@ def test_every_published_configuration_can_be_read() -> None:
     assert configs
     for path in configs:
         assert isinstance(load_config(path), Config)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "method"),
+    [
+        (["method=rd"], {"name": "rd"}),
+        (["method.name=rd"], {"name": "rd"}),
+        (["method=rd", "method.top_k=3"], {"name": "rd", "top_k": 3}),
+        (["method.top_k=3", "method.name=rd"], {"name": "rd", "top_k": 3}),  # in any order
+        (["method.name=dllm2rec"], {"name": "dllm2rec", "ranking_weight": 0.2}),  # the same one keeps its settings
+        (["method.top_k=3"], {"name": "dllm2rec", "ranking_weight": 0.2, "top_k": 3}),
+        (["method={name: rd, top_k: 4}", "method.top_k=5"], {"name": "rd", "top_k": 5}),
+    ],
+)
+def test_another_name_drops_the_settings_of_the_one_before(overrides: list[str], method: dict[str, Any]) -> None:
+    base = {"method": {"name": "dllm2rec", "ranking_weight": 0.2}}
+    config = load_config(None, [DATA, *overrides], base)
+    assert {"name": config.method.name, **config.method.settings()} == method
+    assert load_config(None, [DATA, *overrides], {"method": "dllm2rec"}).method.name == method["name"]

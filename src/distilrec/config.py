@@ -112,6 +112,9 @@ class Choice(BaseModel):
         return dict(self.model_extra or {})
 
 
+_CHOICES = ("student", "teacher", "method")  # the settings that are a `Choice`
+
+
 class LossSettings(Settings):
     """The loss of a target, and the items it is told from.
 
@@ -297,15 +300,22 @@ class Config(Settings):
 def load_config(path: Path | None, overrides: Sequence[str] = (), base: Mapping[str, Any] | None = None) -> Config:
     """Read a YAML file, lay it over `base`, lay `key.sub=value` overrides on top, and check everything.
 
+    An override that names another student, teacher or method (`method=rd`, `method.name=rd`) drops the settings of the one before it,
+    but for those that other overrides give.
+
     Raises:
         ConfigError: unreadable file, unknown key (with the nearest known one) or a value out of range.
     """
     content = _deep_merge(dict(base or {}), _read_yaml(path) if path else {})
+    given = []
     for override in overrides:
         key, found, text = override.partition("=")
         if not found or not key:
             raise ConfigError(f"{override!r} is not key=value.", remedy="Write overrides as train.epochs=5.")
-        _set(content, key.split("."), _parse(text, key), key)
+        given.append((key, _parse(text, key)))
+    given.sort(key=lambda one: one[0] not in _CHOICES and one[0].removesuffix(".name") not in _CHOICES)
+    for key, value in given:
+        _set(content, key.split("."), value, key)
     return checked(Config, content, where=str(path) if path else "settings")
 
 
@@ -360,6 +370,12 @@ def _parse(text: str, key: str) -> Any:
 
 
 def _set(content: dict[str, Any], path: Sequence[str], value: Any, key: str) -> None:
+    kind = path[0]
+    if kind in _CHOICES and len(path) > 1:
+        if isinstance(content.get(kind), str):
+            content[kind] = {"name": content[kind]}
+        if path[1:] == ["name"] and content.get(kind, {}).get("name") != value:
+            content[kind] = {}
     for part in path[:-1]:
         step = content.setdefault(part, {})
         if not isinstance(step, dict):

@@ -1,0 +1,58 @@
+"""ALKDRec whole, over a scripted server: the chosen sessions and no others are asked about, and the replies tune the student."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fixtures_asking as asking
+from distilrec.data.dataset import training_examples
+from distilrec.knowledge.select import difficulties, select
+from distilrec.students import STUDENTS
+from distilrec.students.base import load_student
+from fixtures_asking import Base
+from fixtures_server import Act, Asked, ScriptedServer, ok
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
+    return asking.make_base(tmp_path_factory.mktemp("asking"))
+
+
+def model(request: Asked) -> Act:
+    if asking.is_summary(request.user):
+        return ok(asking.HINTS)
+    return ok(asking.said(request.user).text)
+
+
+def test_the_whole_loop(base: Base, tmp_path: Path) -> None:
+    words = [
+        "method.name=alkdrec",
+        "method.budget=40",
+        "method.policy=alkdrec",
+        "teacher.hints=true",
+        "distil={epochs: 2}",
+    ]
+    with ScriptedServer(model) as server:
+        run = base.pipeline(tmp_path / "run", server.url, *words)
+        results = run.evaluate()
+        asked = {
+            asking.example_of(record.user, run.data) for record in server.records if not asking.is_summary(record.user)
+        }
+        summaries = sum(asking.is_summary(record.user) for record in server.records)
+    trained = run.teaching.trained
+    assert trained is not None
+    every = training_examples(run.data)
+    hard = difficulties(load_student(trained.folder / "model.safetensors", STUDENTS), run.data, every)
+    assert asked == set(select(every, hard, "alkdrec", 40).examples.tolist()) == set(run.knowledge.examples.tolist())
+    assert summaries == 1
+    assert [row["role"] for row in results["rows"]] == ["student", "distilled"]
+    assert not np.array_equal(run.distilled.item_vectors().detach(), run.student.item_vectors().detach())
+    account = json.loads((asking.knowledge_of(run.root) / "account.json").read_text())
+    assert account["rows_done"] == 40
+
+    with ScriptedServer(model) as server:  # 15 more: the 40 are not asked about again
+        more = base.pipeline(tmp_path / "run", server.url, *words, "method.budget=55")
+        assert len(more.knowledge.examples) == 55
+        assert len([record for record in server.records if not asking.is_summary(record.user)]) == 15
