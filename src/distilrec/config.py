@@ -236,6 +236,8 @@ class AnnotateSettings(Settings):
     `selection_by` says so), instead. `shard_seconds`: store what is there at least so often; a killed run loses no more than that
     of a local teacher's work, and none of a paid one's. `keep_replies`: store raw replies beside the rows.
     `vectors`: settings of a `text` teacher that reads the item vectors, in place of the teacher's own.
+    `folds`: above 1, train so many teachers, each without one part of the histories, and ask each about that part: a teacher knows
+    its own training targets by heart, and is less sure of what it has not seen. For teachers trained over the catalogue.
     `engine`: `local`, or `ray` with `workers` of them.
     """
 
@@ -252,12 +254,13 @@ class AnnotateSettings(Settings):
     prices: PriceSettings | None = None
     keep_replies: bool = False
     vectors: dict[str, Any] | None = None
+    folds: int = Field(1, ge=1)
     engine: Literal["local", "ray"] = "local"
     workers: int = Field(2, ge=1)
 
     def content(self) -> dict[str, Any]:
         """Return what the stored rows depend on: not how many are asked, how fast, at what price or by whom."""
-        return self.model_dump(mode="json", include={"top_k"})
+        return self.model_dump(mode="json", include={"top_k"} if self.folds == 1 else {"top_k", "folds"})
 
 
 class EvaluateSettings(Settings):

@@ -5,9 +5,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from distilrec.config import Config, checked
+from distilrec.data.batching import make_batch, training_windows
 from distilrec.data.dataset import training_examples
 from distilrec.errors import ConfigError
 from distilrec.knowledge.store import KnowledgeWriter, open_knowledge
@@ -118,3 +120,48 @@ def test_a_store_is_filled_up_as_more_is_wanted(
     _, whole = knowledge()
     assert len(whole.examples) == len(training_examples(run.data)) == sum(written) + 50
     assert open_knowledge(folder, run.data).digest == whole.digest != few.digest
+
+
+def test_each_part_of_the_histories_is_asked_of_a_teacher_that_did_not_see_it(
+    settings: dict[str, Any], tmp_path: Path, tiny_llm: Path
+) -> None:
+    teach = {**settings["teach"], "learning_rate": 0.02, "batch_tokens": 32}
+    run = pipeline(settings, tmp_path / "run", tiny_llm, "e4srec", annotate={"top_k": 5, "folds": 3}, teach=teach)
+    knowledge = run.knowledge
+    assert knowledge.examples.tolist() == training_examples(run.data).tolist()
+    parts = run.teaching.parts
+    assert sorted(np.unique(parts, return_counts=True)[1].tolist()) == [8, 8, 8]
+    assert len({stage.key for stage in run.teaching.parted}) == 3
+    assert "teacher" not in run.stages  # the one that saw everything is only trained to be measured
+    mine = parts[run.data.rows_of(knowledge.examples)]
+    windows = training_windows(run.data, 8, None)
+    for part, stage in enumerate(run.teaching.parted):
+        teacher: Any = run.teaching.restored(stage)()
+        equal = {True: 0, False: 0}
+        for row in range(len(windows)):
+            batch = make_batch(run.data, windows, np.array([row]))
+            items, _ = teacher.rank(batch, 5)
+            places = np.searchsorted(knowledge.examples, batch.examples.numpy())
+            for own, place in zip(items.tolist(), places, strict=True):
+                equal[bool(mine[place] == part)] += own == knowledge.items[place].tolist()
+        assert equal[True] >= 0.9 * (mine == part).sum()  # but for ties that another batch's rounding turns around
+        assert equal[False] < 0.9 * (mine != part).sum()
+    results = run.evaluate()
+    assert [row["role"] for row in results["rows"]] == ["student", "teacher", "distilled"]
+
+
+def test_a_cap_ends_the_parts_too(settings: dict[str, Any], tmp_path: Path, tiny_llm: Path) -> None:
+    capped = {"top_k": 5, "folds": 2, "caps": {"rows": 30}, "shard_rows": 10, "batch_tokens": 16}
+    run = pipeline(settings, tmp_path / "run", tiny_llm, "e4srec", annotate=capped)
+    first = run.knowledge.examples
+    assert 0 < len(first) <= 40
+    assert set(run.teaching.parts[run.data.rows_of(first)].tolist()) == {0}
+    more = pipeline(settings, tmp_path / "run", tiny_llm, "e4srec", annotate={**capped, "caps": {}})
+    assert more.knowledge.examples.tolist() == training_examples(run.data).tolist()
+
+
+def test_parts_need_a_teacher_that_is_trained_over_the_catalogue(
+    settings: dict[str, Any], tmp_path: Path, tiny_llm: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"annotate.folds is for teachers .* bigrec is not"):
+        _ = pipeline(settings, tmp_path / "run", tiny_llm, "bigrec", annotate={"folds": 2}).knowledge

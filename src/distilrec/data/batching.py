@@ -76,6 +76,10 @@ class Windows:
     def __len__(self) -> int:
         return len(self.start)
 
+    def where(self, wanted: npt.NDArray[np.bool_]) -> "Windows":
+        """Return some of them, chosen by [W] bool."""
+        return Windows(self.start[wanted], self.end[wanted], self.supervised_from[wanted])
+
 
 def training_windows(
     dataset: Dataset, reach: int, stride: int | None, shift: npt.NDArray[np.int64] | int = 0

@@ -12,7 +12,7 @@ import torch
 from distilrec.config import checked
 from distilrec.data.dataset import open_dataset
 from distilrec.data.split import Ints
-from distilrec.errors import FingerprintError, InputError
+from distilrec.errors import ConfigError, FingerprintError, InputError
 from distilrec.evaluation.rank import top_items
 from distilrec.files import hash_json, read_json, sha256_file, write_json
 from distilrec.knowledge.annotate import ACCOUNT, Answerer, Engine, annotate, here
@@ -94,7 +94,24 @@ class Teaching:
         say(f"teacher: taken from {folder}")
         return done
 
-    def _train_llm(self, task_kind: Callable[..., Any]) -> Stage:
+    @cached_property
+    def parted(self) -> list[Stage]:
+        """The stages of teachers that were each trained without one part of the histories, done."""
+        if self.kind.trained != "catalogue":
+            raise ConfigError(
+                f"annotate.folds is for teachers that are trained over the catalogue, and {self.kind.name} is not.",
+                remedy="Set annotate.folds=1.",
+            )
+        return [self._train_llm(Task, without=part) for part in range(self.run.config.annotate.folds)]
+
+    @property
+    def parts(self) -> Ints:
+        """The part that each history belongs to, [rows]."""
+        rows = len(self.run.data.offsets) - 1
+        order = np.random.default_rng(self.run.config.seed).permutation(rows)
+        return np.asarray(order % self.run.config.annotate.folds)
+
+    def _train_llm(self, task_kind: Callable[..., Any], *, without: int | None = None) -> Stage:
         run, training, materials = self.run, self.run.config.teach, self.materials()
         inputs = {
             "data": run.data.fingerprint,
@@ -104,16 +121,20 @@ class Teaching:
             "train": relevant(training),
             "filter_seen": run.config.evaluate.filter_seen,  # in validation, too: it decides which epoch is kept
         }
+        name, part = "teacher", {}
+        if without is not None:
+            name, part = f"teacher-without-{without}", {"histories": self.parts != without}
+            inputs["without"] = [without, run.config.annotate.folds]
 
         def work(folder: Path, key: str) -> None:
             teacher = self.kind.create(self.settings, materials)
-            task = task_kind(teacher, run.data, training, seed=run.config.seed, validate=self._validate)
-            outcome = fit(task, training, folder, label="train teacher", identity=key, seed=run.config.seed)
+            task = task_kind(teacher, run.data, training, seed=run.config.seed, validate=self._validate, **part)
+            outcome = fit(task, training, folder, label=f"train {name}", identity=key, seed=run.config.seed)
             say_fit(outcome, training)
             if first_process():
                 teacher.save(folder, inputs["llm"])
 
-        return run.stage("teacher", inputs, work, together=True)
+        return run.stage(name, inputs, work, together=True)
 
     def _validate(self, model: Any) -> dict[str, float]:
         return self.run._validate(model, self.run.config.teach.validate_users)
@@ -184,7 +205,9 @@ class Teaching:
         settings = self.run.config.annotate
         own = {} if self.kind.asked == "file" else {"settings": self._recorded_settings()}
         details = {"teacher": self.kind.name, "asked": settings.content(), **own, **self._files()}
-        if trained is not None:
+        if settings.folds > 1:
+            details["trained"] = [stage.key for stage in self.parted]
+        elif trained is not None:
             details["trained"] = trained.key
         elif self.kind.asked == "nothing":
             details |= self.kind.inputs(self.settings, self.materials())
@@ -222,7 +245,7 @@ class Teaching:
     def knowledge(self) -> Knowledge:
         """Ask about what has not been asked yet, and return all that is stored."""
         run = self.run
-        trained = self.trained
+        trained = self.parted[0] if run.config.annotate.folds > 1 else self.trained
         details = self.details(trained)
 
         def work(folder: Path, _key: str) -> None:
@@ -278,23 +301,23 @@ class Teaching:
         write_json(folder / _WANTED, content)
 
     def _ask_positions(self, folder: Path, details: dict[str, Any], trained: Stage | None) -> None:
-        trained = _trained(trained)
+        own, examples = _trained(trained), self.examples()
         settings, dataset = self.run.config.annotate, self.run.data
-        reach = self.kind.reach(self.settings)
-        restore = (
-            self.restored(trained) if settings.engine == "ray" or self.run._in_rounds else (lambda: self.run.teacher)
-        )
-        make = Answerer(restore, dataset.folder, reach, settings.top_k, self.kind.tokens_per_item)
-        account = annotate(
-            make,
-            lambda: self.vectors(trained),
-            dataset,
-            self.examples(),
-            settings,
-            folder,
-            details,
-            engine=self._engine(),
-        )
+        elsewhere = settings.engine == "ray" or self.run._in_rounds
+        turns: list[tuple[Callable[[], PositionTeacher], Ints]] = [
+            (self.restored(own) if elsewhere else (lambda: self.run.teacher), examples)
+        ]
+        if settings.folds > 1:  # each turn asks about what is left of the parts before it, and then about its own
+            part = self.parts[dataset.rows_of(examples)]
+            turns = [(self.restored(stage), examples[part <= number]) for number, stage in enumerate(self.parted)]
+        for restore, asked in turns:
+            reach = self.kind.reach(self.settings)
+            make = Answerer(restore, dataset.folder, reach, settings.top_k, self.kind.tokens_per_item)
+            account = annotate(
+                make, lambda: self.vectors(own), dataset, asked, settings, folder, details, engine=self._engine()
+            )
+            if account["stopped_by"]:  # the teachers of the parts to come must not be asked about this one
+                break
         say(
             f"  {account['rows_done']:,} rows stored"
             + (f", stopped by {account['stopped_by']}" * bool(account["stopped_by"]))

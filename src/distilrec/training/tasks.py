@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -45,6 +46,7 @@ class Task(nn.Module):
         validate: model -> named measures, higher is better.
         method: how to learn; None means the loss of the settings on the targets, over the whole table.
         examples: train on these alone, each with its own history; None: on all training targets.
+        histories: [rows] bool, which histories are trained on; None: all.
     """
 
     share: tuple[int, int] = (0, 1)  # which of how many processes this one is; the training sets it
@@ -59,9 +61,11 @@ class Task(nn.Module):
         validate: Validate,
         method: Method | None = None,
         examples: Ints | None = None,
+        histories: npt.NDArray[np.bool_] | None = None,
     ) -> None:
         super().__init__()
-        self.model, self.method, self.examples = model, method, examples
+        self.model, self.method = model, method
+        self.examples, self.histories = examples, histories
         self.dataset, self.settings, self.seed = dataset, settings, seed
         self._validate = validate
         name = settings.loss.name or getattr(model, "default_loss", "ce")
@@ -106,6 +110,8 @@ class Task(nn.Module):
         else:
             shift = generator.integers(0, 1 << 30, len(self.dataset.offsets) - 1)
             windows = training_windows(self.dataset, model.max_length, self.settings.stride, shift)
+            if self.histories is not None:
+                windows = windows.where(self.histories[self.dataset.rows_of(windows.start)])
         groups: list[Ints] = plan(windows.end - windows.start, self.settings.batch_tokens, generator)
         rank, processes = self.share
         if processes > 1:  # every process takes as many batches as the others; a few batches come twice
