@@ -108,9 +108,14 @@ def method_table(rows: list[dict[str, Any]], against: str = "the plain student")
             f"| {DATASETS[row['dataset']]} | {row['student']} | {row.get('ablation', row['method'])} | {len(row['seeds'])} "
             f"| {interval(row, 'hr@10')} | {interval(row, 'ndcg@10')} | {gain} | {p} |"
         )
+    if any(len(row["seeds"]) == 1 for row in rows):
+        lines += [
+            "",
+            "Rows with one seed show what was seen, and claim nothing: seeds of one method differ by a few percent.",
+        ]
     lines += [
         "",
-        "One seed is no claim: see the column. Trained on the training part alone; whole catalogue ranked, items of the history taken out, targets that never occur in "
+        "Trained on the training part alone; whole catalogue ranked, items of the history taken out, targets that never occur in "
         f"training counted; 95 % intervals over users; p: Wilcoxon signed-rank test of users' NDCG@10 against {against}, after Holm "
         "over all rows. `results/dllm2rec.json`.",
     ]
