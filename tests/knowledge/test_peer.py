@@ -1,5 +1,6 @@
 """A frozen model's states and logits, against one history at a time."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from distilrec.data.dataset import Dataset, training_examples
+from distilrec.errors import DiskFullError
 from distilrec.knowledge.peer import peer_of, seen_items
 from distilrec.students import STUDENTS
 from distilrec.students.base import Student, build_student
@@ -70,6 +72,15 @@ def test_a_cut_file_is_begun_anew(tiny_dataset: Dataset, tmp_path: Path, monkeyp
     assert not (tmp_path / "states").exists()
     monkeypatch.setattr(model, "encode", encode)
     assert torch.equal(peer_of(model, tiny_dataset, tmp_path / "states").states, whole)
+
+
+def test_a_full_disk_is_told_before_anything_is_written(
+    tiny_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(100, 99, 1))  # type: ignore[attr-defined]
+    with pytest.raises(DiskFullError, match="are needed and 0 MiB are free"):
+        peer_of(model_of("sasrec", tiny_dataset), tiny_dataset, tmp_path / "states")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_items_of_the_own_history_are_hidden_but_for_the_target(tiny_dataset: Dataset, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import typer
 from rich.table import Table
 
 from distilrec.cli.stages import Log, Name, Out, Texts, Words, read_words
+from distilrec.files import write_with
 from distilrec.progress import console, say
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ def select(
         chosen = run.teaching.choose(policy, budget, seed)
         folder = run.root
         chosen.write(folder)
-        (folder / "selection.svg").write_text(plot(chosen), encoding="utf-8")
+        drawn = plot(chosen)
+        write_with(folder / "selection.svg", lambda part: part.write_text(drawn, encoding="utf-8"))
         show(chosen)
         for line in run.teaching.estimate_of(folder / "selection.txt"):
             say(f"  {line}")

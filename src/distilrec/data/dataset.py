@@ -117,6 +117,15 @@ def training_examples(dataset: Dataset, which: str = "all") -> Ints:
     return np.arange(before[-1]) - np.repeat(before[:-1], counts) + np.repeat(starts + 1, counts)
 
 
+def history_items(dataset: Dataset, examples: Ints) -> tuple[Ints, Ints]:
+    """Return all items of the histories before the targets of examples [t]: the place in `examples`, and the item, [M] each."""
+    starts = np.asarray(dataset.offsets)[dataset.rows_of(examples)]
+    counts = examples - starts
+    row = np.repeat(np.arange(len(examples)), counts)
+    place = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + np.repeat(starts, counts)
+    return row, np.asarray(dataset.items)[place].astype(np.int64)
+
+
 def write_dataset(
     folder: Path, frame: pl.DataFrame, texts_of: TextSource, split_of: SplitSource, details: dict[str, Any]
 ) -> Dataset:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from distilrec.data.batching import held_out_windows, make_batch, plan
-from distilrec.data.dataset import Dataset
+from distilrec.data.dataset import Dataset, history_items
 from distilrec.data.split import Ints
 from distilrec.errors import TrainingError
 from distilrec.losses.top import BLOCK, best_columns
@@ -167,12 +167,8 @@ def _count(flags: Tensor) -> Ints:
 
 
 def _hide_seen(scores: Tensor, dataset: Dataset, examples: Ints) -> None:
-    starts = dataset.offsets[dataset.rows_of(examples)]
-    counts = examples - starts
-    row = np.repeat(np.arange(len(examples)), counts)
-    place = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + np.repeat(starts, counts)
-    seen = torch.from_numpy(dataset.items[place].astype(np.int64)).to(scores.device)
-    scores[torch.from_numpy(row).to(scores.device), seen] = -torch.inf
+    row, seen = (torch.from_numpy(part).to(scores.device) for part in history_items(dataset, examples))
+    scores[row, seen] = -torch.inf
 
 
 @dataclass(frozen=True, slots=True)

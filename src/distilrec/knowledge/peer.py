@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from distilrec.data.batching import batches, plan, single_positions, training_windows
-from distilrec.data.dataset import Dataset, training_examples
+from distilrec.data.dataset import Dataset, history_items, training_examples
+from distilrec.files import need_space
 from distilrec.progress import bar
 
 _SCORES = 1 << 22
@@ -50,7 +51,7 @@ class Peer:
 
     def places(self, examples: Tensor) -> Tensor:
         """Return the rows of examples [t]."""
-        return torch.searchsorted(self.examples, examples)
+        return torch.searchsorted(self.examples, examples.contiguous())
 
     def leading(self, k: int) -> "First":
         """Score every example once and keep its first k items, their log-probabilities, and the target's rank."""
@@ -91,13 +92,8 @@ class First:
 def seen_items(dataset: Dataset, examples: Tensor) -> tuple[Tensor, Tensor]:
     """Return row and item of all items of the histories of examples [t], other than the target itself: two of [M] int64."""
     ids = examples.cpu().numpy()
-    starts = np.asarray(dataset.offsets)[dataset.rows_of(ids)]
-    counts = ids - starts
-    row = np.repeat(np.arange(len(ids)), counts)
-    place = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + np.repeat(starts, counts)
-    items = np.asarray(dataset.items)
-    item = items[place].astype(np.int64)
-    other = item != items[ids][row]
+    row, item = history_items(dataset, ids)
+    other = item != np.asarray(dataset.items)[ids][row]
     return torch.from_numpy(row[other]), torch.from_numpy(item[other])
 
 
@@ -121,6 +117,9 @@ def peer_of(
         hide_seen: see `Peer`.
         batch_tokens: history items read at a time.
         label: of the progress bar.
+
+    Raises:
+        DiskFullError: there is no room for the states.
     """
     table = model.item_vectors().detach()
     examples = torch.from_numpy(training_examples(dataset))
@@ -128,6 +127,7 @@ def peer_of(
     if not path.exists():
         part = path.with_name(f".{path.name}.part")
         part.unlink(missing_ok=True)
+        need_space(part, shape[0] * shape[1] * dtype.itemsize)  # a mapped file that finds no room kills the process
         _write_states(model, dataset, examples, table, _mapped(part, shape, dtype, shared=True), batch_tokens, label)
         part.rename(path)
     states = _mapped(path, shape, dtype, shared=False)
