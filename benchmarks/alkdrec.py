@@ -25,10 +25,10 @@ import torch
 import yaml
 
 import methods  # the benchmark beside this one
-from distilrec.config import load_config
+from distilrec.config_file import load_config
 from distilrec.data.dataset import Dataset, training_examples
 from distilrec.data.split import Ints
-from distilrec.evaluation.metrics import gain, resampled_means
+from distilrec.evaluation.metrics import gain
 from distilrec.evaluation.rank import target_ranks, top_items
 from distilrec.evaluation.significance import Side, compare, holm
 from distilrec.files import read_json, write_json, write_with
@@ -214,7 +214,7 @@ def report(arguments: argparse.Namespace) -> None:
     rows, tests = [], []
     for (student, policy, budget), by_seed in found.items():
         what = {"dataset": "hetrec-ml", "student": student, "policy": policy, "budget": budget}
-        row: dict[str, Any] = {**what, **figures(by_seed), "seeds": sorted(by_seed)}
+        row: dict[str, Any] = {**what, **methods.figures(list(by_seed.values()), METRICS), "seeds": sorted(by_seed)}
         rows.append(row)
         for name, other in (
             ("plain", found[student, "plain", None]),
@@ -232,18 +232,6 @@ def report(arguments: argparse.Namespace) -> None:
         shown = ", ".join(f"{metric} {row['metrics'][metric]:.5f}" for metric in ("recall@10", "ndcg@10"))
         p = f", p {row['p_plain']['ndcg@10']:.2g}" if "p_plain" in row else ""
         say(f"{row['student']} {row['policy']} {row['budget'] or ''} x{len(row['seeds'])}: {shown}{p}")
-
-
-def figures(by_seed: dict[int, methods.Ranks]) -> dict[str, Any]:
-    """Average gains over seeds, session by session, then over sessions; resample sessions for the interval."""
-    each = [np.mean([gain(metric, one) for one in by_seed.values()], axis=0) for metric in METRICS]
-    gains = np.stack(each, axis=1)  # [n, m]
-    values, counts = np.unique(gains.round(12), axis=0, return_counts=True)
-    low, high = np.quantile(resampled_means(values, counts, resamples=2000, seed=0), [0.025, 0.975], axis=0)
-    return {
-        "metrics": {metric: float(gains[:, i].mean()) for i, metric in enumerate(METRICS)},
-        "ci95": {metric: [float(low[i]), float(high[i])] for i, metric in enumerate(METRICS)},
-    }
 
 
 if __name__ == "__main__":

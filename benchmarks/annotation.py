@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from distilrec.config import load_config
+from distilrec.config_file import load_config
 from distilrec.data.batching import training_windows
 from distilrec.data.dataset import Dataset, training_examples
 from distilrec.data.sources import fetch_llm

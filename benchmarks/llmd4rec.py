@@ -21,7 +21,8 @@ import torch
 import yaml
 
 import methods  # the benchmark beside this one
-from distilrec.config import Config, load_config
+from distilrec.config import Config
+from distilrec.config_file import load_config
 from distilrec.evaluation.metrics import gain
 from distilrec.evaluation.rank import target_ranks
 from distilrec.evaluation.significance import Side, compare

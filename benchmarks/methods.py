@@ -25,7 +25,8 @@ import numpy.typing as npt
 import torch
 import yaml
 
-from distilrec.config import Config, load_config
+from distilrec.config import Config
+from distilrec.config_file import load_config
 from distilrec.evaluation.crossed import crossed
 from distilrec.evaluation.metrics import gain, resampled_means
 from distilrec.evaluation.rank import target_ranks
@@ -217,14 +218,14 @@ def put_tests(comparisons: list[tuple[dict[str, Any], Comparison]]) -> None:
         row.setdefault("p_value", {})[gap.metric] = p
 
 
-def figures(ranks: list[Ranks]) -> dict[str, Any]:
+def figures(ranks: list[Ranks], metrics: tuple[str, ...] = METRICS) -> dict[str, Any]:
     """Average gains over seeds, user by user, then over users; resample users for the interval."""
-    gains = np.stack([np.mean([gain(metric, one) for one in ranks], axis=0) for metric in METRICS], axis=1)  # [n, m]
+    gains = np.stack([np.mean([gain(metric, one) for one in ranks], axis=0) for metric in metrics], axis=1)  # [n, m]
     values, counts = np.unique(gains.round(12), axis=0, return_counts=True)
     low, high = np.quantile(resampled_means(values, counts, resamples=2000, seed=0), [0.025, 0.975], axis=0)
     return {
-        "metrics": {metric: float(gains[:, i].mean()) for i, metric in enumerate(METRICS)},
-        "ci95": {metric: [float(low[i]), float(high[i])] for i, metric in enumerate(METRICS)},
+        "metrics": {metric: float(gains[:, i].mean()) for i, metric in enumerate(metrics)},
+        "ci95": {metric: [float(low[i]), float(high[i])] for i, metric in enumerate(metrics)},
     }
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from distilrec import __version__
-from distilrec.config import load_config
+from distilrec.config_file import load_config
 from distilrec.data.dataset import Dataset
 from distilrec.evaluation.metrics import bootstrap_intervals, evaluate_ranks, gain
 from distilrec.evaluation.rank import target_ranks

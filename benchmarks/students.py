@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
-from distilrec.config import Config, load_config
+from distilrec.config import Config
+from distilrec.config_file import load_config
 from distilrec.data.dataset import Dataset
 from distilrec.evaluation.metrics import gain, resampled_means
 from distilrec.evaluation.rank import target_ranks

@@ -17,8 +17,8 @@ from distilrec.config import (
     SplitSettings,
     TrainSettings,
     checked,
-    load_config,
 )
+from distilrec.config_file import load_config
 from distilrec.errors import ConfigError
 
 DATA = "data.interactions=log.csv"
@@ -200,7 +200,7 @@ TREES = st.recursive(st.integers(0, 9), lambda inner: st.dictionaries(KEYS, inne
 
 @given(low=st.dictionaries(KEYS, TREES), high=st.dictionaries(KEYS, TREES))
 def test_deep_merge_takes_each_leaf_from_the_highest_layer(low: dict[str, Any], high: dict[str, Any]) -> None:
-    from distilrec.config import _deep_merge
+    from distilrec.config_file import _deep_merge
 
     def look(tree: Any, path: tuple[str, ...]) -> Any:
         for key in path:

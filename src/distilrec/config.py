@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from distilrec.errors import ConfigError
@@ -110,9 +109,6 @@ class Choice(BaseModel):
     def settings(self) -> dict[str, Any]:
         """Return everything but the name."""
         return dict(self.model_extra or {})
-
-
-_CHOICES = ("student", "teacher", "method")  # the settings that are a `Choice`
 
 
 class LossSettings(Settings):
@@ -300,28 +296,6 @@ class Config(Settings):
         return self.distil or self.train
 
 
-def load_config(path: Path | None, overrides: Sequence[str] = (), base: Mapping[str, Any] | None = None) -> Config:
-    """Read a YAML file, lay it over `base`, lay `key.sub=value` overrides on top, and check everything.
-
-    An override that names another student, teacher or method (`method=rd`, `method.name=rd`) drops the settings of the one before it,
-    but for those that other overrides give.
-
-    Raises:
-        ConfigError: unreadable file, unknown key (with the nearest known one) or a value out of range.
-    """
-    content = _deep_merge(dict(base or {}), _read_yaml(path) if path else {})
-    given = []
-    for override in overrides:
-        key, found, text = override.partition("=")
-        if not found or not key:
-            raise ConfigError(f"{override!r} is not key=value.", remedy="Write overrides as train.epochs=5.")
-        given.append((key, _parse(text, key)))
-    given.sort(key=lambda one: one[0] not in _CHOICES and one[0].removesuffix(".name") not in _CHOICES)
-    for key, value in given:
-        _set(content, key.split("."), value, key)
-    return checked(Config, content, where=str(path) if path else "settings")
-
-
 def checked(model: type[S], content: Mapping[str, Any], *, where: str) -> S:
     """Build a settings model, turning pydantic's complaint into one line."""
     try:
@@ -348,53 +322,3 @@ def _known_keys(model: type[BaseModel], path: Sequence[str]) -> list[str]:
             break
         model = inner
     return list(model.model_fields)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError("no such file.", where=str(path), remedy="Check the path of the configuration.") from None
-    except OSError as error:
-        raise ConfigError(f"cannot be read ({error.strerror}).", where=str(path), remedy="Give a YAML file.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        text = " ".join(str(error).split())
-        raise ConfigError(f"not valid YAML ({text}).", where=str(path), remedy="Mend the file.") from None
-    if not isinstance(content, dict):
-        raise ConfigError("the file must hold `key: value` settings.", where=str(path), remedy="See configs/demo.yaml.")
-    return content
-
-
-def _parse(text: str, key: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"{key}: cannot read the value {text!r}.", remedy="Quote it.") from None
-
-
-def _set(content: dict[str, Any], path: Sequence[str], value: Any, key: str) -> None:
-    kind = path[0]
-    if kind in _CHOICES and len(path) > 1:
-        if isinstance(content.get(kind), str):
-            content[kind] = {"name": content[kind]}
-        if path[1:] == ["name"] and content.get(kind, {}).get("name") != value:
-            content[kind] = {}
-    for part in path[:-1]:
-        step = content.setdefault(part, {})
-        if not isinstance(step, dict):
-            raise ConfigError(f"{key}: {part!r} is a value, not a group of settings.", remedy="Correct the key.")
-        content = step
-    content[path[-1]] = value
-
-
-def _deep_merge(low: dict[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(low)
-    for key, value in high.items():
-        below = merged.get(key)
-        same_name = (
-            isinstance(value, Mapping)
-            and isinstance(below, dict)
-            and value.get("name", below.get("name")) == below.get("name")
-        )
-        merged[key] = _deep_merge(below, value) if same_name and isinstance(below, dict) else value
-    return merged

@@ -51,14 +51,12 @@ def best(n: int, given: GainSettings) -> float:
 
 
 games = st.builds(
-    GainSettings,
-    effective=st.integers(0, 5),
-    similar=st.integers(0, 5),
-    incorrect=st.integers(0, 5),
+    lambda shares, **others: GainSettings(effective=shares[0], similar=shares[1], incorrect=shares[2], **others),
+    shares=st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 5)).filter(any),
     mu=st.sampled_from([0.0, 0.3, 1.0, 2.0, 3.0]),
     similar_gain=st.floats(0.05, 0.95),
     incorrect_loss=st.floats(0.05, 2.0),
-).filter(lambda given: given.effective + given.similar + given.incorrect > 0)
+)
 
 
 @settings(max_examples=150, deadline=None)
@@ -205,7 +203,7 @@ def test_no_such_policy() -> None:
     with pytest.raises(ConfigError, match=r"no policy is called 'best'.*alkdrec"):
         select(EXAMPLES, HARD, "best", 1)
     with pytest.raises(ValueError, match="above 0"):
-        GainSettings(effective=0, similar=0, incorrect=0).counts(3)
+        GainSettings(effective=0, similar=0, incorrect=0)
 
 
 @pytest.mark.parametrize("name", ["sasrec", "fpmc", "stamp", "attmix"])

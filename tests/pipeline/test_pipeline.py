@@ -14,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distilrec.config import Config, checked, load_config
+from distilrec.config import Config, checked
+from distilrec.config_file import load_config
 from distilrec.errors import ConfigError, LockedError
 from distilrec.knowledge.store import KnowledgeWriter
 from distilrec.methods.dllm2rec import DLLM2Rec

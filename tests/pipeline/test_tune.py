@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from distilrec.config import Config, checked, load_config
+from distilrec.config import Config, checked
+from distilrec.config_file import load_config
 from distilrec.data.dataset import Dataset
 from distilrec.errors import ConfigError
 from distilrec.pipeline import Pipeline

@@ -11,7 +11,8 @@ import typer
 import yaml
 from rich.table import Table
 
-from distilrec.config import Config, load_config
+from distilrec.config import Config
+from distilrec.config_file import load_config
 from distilrec.errors import ConfigError
 from distilrec.progress import console, say
 

@@ -36,7 +36,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from distilrec.config import Settings
 
@@ -56,11 +56,15 @@ class GainSettings(Settings):
     similar_gain: float = Field(0.5, gt=0, lt=1)
     incorrect_loss: float = Field(0.5, gt=0)
 
+    @model_validator(mode="after")
+    def _some_share(self) -> "GainSettings":
+        if self.effective + self.similar + self.incorrect <= 0:
+            raise ValueError("at least one of effective, similar and incorrect must be above 0")
+        return self
+
     def counts(self, n: int) -> tuple[int, int, int]:
         """Return k_ef, k_si and k_in of n examples, whole numbers that add up to n."""
         total = self.effective + self.similar + self.incorrect
-        if total <= 0:
-            raise ValueError("at least one of the three shares must be above 0")
         first = round(n * self.effective / total)
         second = min(round(n * self.similar / total), n - first)
         if self.incorrect == 0:
