@@ -1,7 +1,6 @@
 """The teacher's side of a run: what is trained, who is asked, and where the answers are kept."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,28 +9,26 @@ import numpy as np
 import torch
 
 from distilrec.config import checked
-from distilrec.data.dataset import open_dataset
 from distilrec.data.split import Ints
-from distilrec.errors import ConfigError, FingerprintError, InputError
+from distilrec.errors import ConfigError
 from distilrec.evaluation.rank import top_items
-from distilrec.files import hash_json, read_json, sha256_file, write_json
+from distilrec.files import hash_json, read_json, write_json
 from distilrec.knowledge.annotate import ACCOUNT, Answerer, Engine, annotate, here
 from distilrec.knowledge.budget import still_stands
 from distilrec.knowledge.examples import chosen_examples
 from distilrec.knowledge.select import Chosen, difficulties, select
 from distilrec.knowledge.store import Knowledge, KnowledgeWriter, open_knowledge, writing
 from distilrec.pipeline.asking import ask_ranker, estimate_ranker
-from distilrec.pipeline.names import named
 from distilrec.pipeline.stage import Stage
-from distilrec.pipeline.student import MODEL, fit_conventional, relevant, say_fit, student_inputs
-from distilrec.progress import first_process, say
+from distilrec.pipeline.student import MODEL
+from distilrec.pipeline.teacher_training import Restore, given, train_llm, train_student
+from distilrec.progress import say
 from distilrec.students import STUDENTS
-from distilrec.students.base import Student, load_student
+from distilrec.students.base import load_student
 from distilrec.teachers.base import Materials, PositionTeacher
 from distilrec.teachers.llm import best_device
 from distilrec.teachers.recorded import read_recorded
 from distilrec.teachers.text import TextSettings, TextTeacher
-from distilrec.training.loop import fit
 from distilrec.training.tasks import Task
 from distilrec.training.text import TextTask
 
@@ -55,10 +52,10 @@ class Teaching:
             dataset=run.data,
             seed=run.config.seed,
             id_embeddings=lambda: run.student.item_vectors(),
-            student_key=lambda: self._student_stage().key,
+            student_key=lambda: self.student_stage().key,
         )
 
-    def _student_stage(self) -> Stage:
+    def student_stage(self) -> Stage:
         """Train the run's plain student and return the stage it lies in."""
         _ = self.run.student
         return self.run.stages.get("student-refit", self.run.stages["student"])
@@ -69,30 +66,10 @@ class Teaching:
         if self.kind.trained == "nothing":
             return None
         if (folder := getattr(self.settings, "trained", None)) is not None:
-            return self._given(folder)
+            return given(self, folder)
         if self.kind.trained == "student":
-            return self._train_student()
-        return self._train_llm(TextTask if self.kind.trained == "text" else Task)
-
-    def _given(self, folder: Path) -> Stage:
-        """Return a teacher that was trained before as if it were a stage of this run."""
-        files = [path for path in sorted(folder.glob("*")) if path.suffix in (".json", ".safetensors")]
-        if not any(path.name == "teacher.json" for path in files):
-            raise InputError(
-                "this folder holds no trained teacher (no teacher.json).", where=str(folder),
-                remedy="Give the folder of a teacher's stage, RUN/teacher-KEY or RUN/teacher-round-N-KEY.",
-            )  # fmt: skip
-        kept = [[path.name, sha256_file(path)] for path in files if path.name != "stage.json"]
-        done = Stage("teacher", hash_json(kept), folder, 0.0, True, 0.0)
-        teacher: Any = self.restored(done)()
-        if (found := len(teacher.item_vectors())) != self.run.data.n_items:
-            raise FingerprintError(
-                f"the teacher knows {found:,} items and the data set has {self.run.data.n_items:,}.", where=str(folder),
-                remedy="Take a teacher that was trained on these data.",
-            )  # fmt: skip
-        self.run.stages["teacher"] = done
-        say(f"teacher: taken from {folder}")
-        return done
+            return train_student(self)
+        return train_llm(self, TextTask if self.kind.trained == "text" else Task)
 
     @cached_property
     def parted(self) -> list[Stage]:
@@ -102,7 +79,7 @@ class Teaching:
                 f"annotate.folds is for teachers that are trained over the catalogue, and {self.kind.name} is not.",
                 remedy="Set annotate.folds=1.",
             )
-        return [self._train_llm(Task, without=part) for part in range(self.run.config.annotate.folds)]
+        return [train_llm(self, Task, without=part) for part in range(self.run.config.annotate.folds)]
 
     @property
     def parts(self) -> Ints:
@@ -110,49 +87,6 @@ class Teaching:
         rows = len(self.run.data.offsets) - 1
         order = np.random.default_rng(self.run.config.seed).permutation(rows)
         return np.asarray(order % self.run.config.annotate.folds)
-
-    def _train_llm(self, task_kind: Callable[..., Any], *, without: int | None = None) -> Stage:
-        run, training, materials = self.run, self.run.config.teach, self.materials()
-        inputs = {
-            "data": run.data.fingerprint,
-            "teacher": self.kind.name,
-            "settings": self.settings.model_dump(),
-            **self.kind.inputs(self.settings, materials),
-            "train": relevant(training),
-            "filter_seen": run.config.evaluate.filter_seen,  # in validation, too: it decides which epoch is kept
-        }
-        name, part = "teacher", {}
-        if without is not None:
-            name, part = f"teacher-without-{without}", {"histories": self.parts != without}
-            inputs["without"] = [without, run.config.annotate.folds]
-
-        def work(folder: Path, key: str) -> None:
-            teacher = self.kind.create(self.settings, materials)
-            task = task_kind(teacher, run.data, training, seed=run.config.seed, validate=self._validate, **part)
-            outcome = fit(task, training, folder, label=f"train {name}", identity=key, seed=run.config.seed)
-            say_fit(outcome, training)
-            if first_process():
-                teacher.save(folder, inputs["llm"])
-
-        return run.stage(name, inputs, work, together=True)
-
-    def _validate(self, model: Any) -> dict[str, float]:
-        return self.run._validate(model, self.run.config.teach.validate_users)
-
-    def _train_student(self) -> Stage:
-        """Train the conventional recommender that the teacher is, or builds on."""
-        run, training, choice = self.run, self.run.config.train, self.settings.recommender
-        if choice is None:
-            return self._student_stage()
-        kind: type[Student] = named(STUDENTS, choice.name, "student")
-        settings = checked(kind.Settings, choice.settings(), where="teacher.recommender")
-        plain = training.model_copy(update={"refit": False})
-        inputs = student_inputs(run, plain, kind, settings)
-
-        def work(folder: Path, key: str) -> None:
-            fit_conventional(run, kind, settings, plain, folder, label="train recommender", identity=key)
-
-        return run.stage("teacher", inputs, work, together=True)
 
     def teacher(self) -> Any:
         """Return the teacher, ready to be asked; None where others are asked, or nobody."""
@@ -358,29 +292,6 @@ class Teaching:
             if not writer.has_item_vectors and (vectors := self.vectors(None)) is not None:
                 writer.put_item_vectors(vectors)
             write_json(folder / ACCOUNT, {"rows_done": 0, "rows_total": 0})
-
-
-@dataclass(frozen=True)
-class Restore:
-    """Loads a trained teacher from its folder, in whatever process it is called."""
-
-    name: str
-    settings: Any
-    folder: Path
-    dataset: Path
-    seed: int
-
-    def __call__(self) -> PositionTeacher:
-        """Load it."""
-        from distilrec.teachers import TEACHERS
-
-        materials = Materials(open_dataset(self.dataset), self.seed, _none, _none)
-        teacher: PositionTeacher = TEACHERS[self.name].restore(self.folder, self.settings, materials)
-        return teacher
-
-
-def _none() -> Any:
-    raise RuntimeError("a trained teacher needs no student")
 
 
 def _trained(stage: Stage | None) -> Stage:
