@@ -125,13 +125,11 @@ def train(cell: Cell, arguments: argparse.Namespace) -> Ranks:
     run = Pipeline(
         configuration(name, student, method, seed, arguments.data, ablation),
         arguments.runs / f"{name}-{student}-{seed}",
+        taught=taught(name, arguments),
     )
     if method == "plain":
         model, stage = run.student, run.stages["student"]
     else:
-        teacher = taught(name, arguments)
-        run.__dict__["knowledge"] = teacher.knowledge  # of the teacher's run, whatever the student's seed
-        run.stages["knowledge"] = teacher.stages["knowledge"]
         model, stage = run.distilled, run.stages["distilled"]
     path = stage.folder / "test_ranks.npy"
     if not path.exists():

@@ -200,7 +200,7 @@ TREES = st.recursive(st.integers(0, 9), lambda inner: st.dictionaries(KEYS, inne
 
 @given(low=st.dictionaries(KEYS, TREES), high=st.dictionaries(KEYS, TREES))
 def test_deep_merge_takes_each_leaf_from_the_highest_layer(low: dict[str, Any], high: dict[str, Any]) -> None:
-    from distilrec.config_file import _deep_merge
+    from distilrec.config_file import merged
 
     def look(tree: Any, path: tuple[str, ...]) -> Any:
         for key in path:
@@ -217,17 +217,17 @@ def test_deep_merge_takes_each_leaf_from_the_highest_layer(low: dict[str, Any], 
             yield path, tree
 
     before = yaml.safe_dump([low, high])
-    merged = _deep_merge(low, high)
+    whole = merged(low, high)
     assert yaml.safe_dump([low, high]) == before
     for path, value in leaves(high):
-        found = look(merged, path)
+        found = look(whole, path)
         assert found == value or (value == {} and isinstance(look(low, path), dict) and found == look(low, path))
     for path, value in leaves(low):
         shadowed = (
             any(not isinstance(look(high, path[:n]), dict | None) for n in range(1, len(path) + 1))
             or look(high, path) is not None
         )
-        assert shadowed or look(merged, path) == value
+        assert shadowed or look(whole, path) == value
 
 
 def test_every_published_configuration_can_be_read() -> None:

@@ -21,7 +21,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = (), base: Mapping[
     Raises:
         ConfigError: unreadable file, unknown key (with the nearest known one) or a value out of range.
     """
-    content = _deep_merge(dict(base or {}), _read_yaml(path) if path else {})
+    content = merged(dict(base or {}), read_yaml(path) if path else {})
     given = []
     for override in overrides:
         key, found, text = override.partition("=")
@@ -34,7 +34,8 @@ def load_config(path: Path | None, overrides: Sequence[str] = (), base: Mapping[
     return checked(Config, content, where=str(path) if path else "settings")
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds settings (ConfigError where it cannot be read or holds something else)."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -71,14 +72,15 @@ def _set(content: dict[str, Any], path: Sequence[str], value: Any, key: str) -> 
     content[path[-1]] = value
 
 
-def _deep_merge(low: dict[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(low)
+def merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay one set of settings over another; a group with another `name` takes the place of the one below it."""
+    whole = dict(low)
     for key, value in high.items():
-        below = merged.get(key)
+        below = whole.get(key)
         same_name = (
             isinstance(value, Mapping)
             and isinstance(below, dict)
             and value.get("name", below.get("name")) == below.get("name")
         )
-        merged[key] = _deep_merge(below, value) if same_name and isinstance(below, dict) else value
-    return merged
+        whole[key] = merged(below, value) if same_name and isinstance(below, dict) else value
+    return whole

@@ -6,7 +6,7 @@ from typing import NoReturn
 
 import typer
 
-from distilrec.cli import fetch, select, stages, tune
+from distilrec.cli import compare, fetch, select, stages, tune
 from distilrec.errors import DistilrecError
 from distilrec.files import disk_error
 
@@ -24,6 +24,7 @@ for verb in stages.VERBS:
     app.command(verb.__name__)(verb)
 app.command("select")(select.select)
 app.command("tune")(tune.tune)
+app.command("compare")(compare.compare)
 
 
 def main() -> NoReturn:

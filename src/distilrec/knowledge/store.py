@@ -94,6 +94,11 @@ class Knowledge:
         some = ~gone.all(axis=1)
         return replace(self, examples=self.examples[some], items=items[some], scores=scores[some])
 
+    def only(self, examples: Ints) -> "Knowledge":
+        """Return what is said about some examples, by id."""
+        some = np.isin(self.examples, examples)
+        return replace(self, examples=self.examples[some], items=self.items[some], scores=self.scores[some])
+
     def rankings(self, examples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Look up what the teacher said about some examples.
 

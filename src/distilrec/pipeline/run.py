@@ -41,13 +41,15 @@ class Pipeline:
     Args:
         config: the run's settings; names and settings of student, teacher and method are checked here, before any work.
         root: folder of the run, for example runs/demo.
+        taught: another run over the same data whose stored knowledge this one learns from, in place of a teacher of its own;
+            a method that asks about some examples only is given what was said about those.
 
     Raises:
         ConfigError: an unknown student, teacher, method, or one of their settings.
     """
 
-    def __init__(self, config: Config, root: Path) -> None:
-        self.config, self.root = config, root
+    def __init__(self, config: Config, root: Path, *, taught: "Pipeline | None" = None) -> None:
+        self.config, self.root, self.taught = config, root, taught
         self.student_kind = named(STUDENTS, config.student.name, "student")
         self.method_kind = named(METHODS, config.method.name, "method")
         self.teacher_kind = named(TEACHERS, config.teacher.name, "teacher")
@@ -119,6 +121,8 @@ class Pipeline:
     @cached_property
     def data(self) -> Dataset:
         """The prepared data set."""
+        if self.taught is not None:
+            return self.taught.data
         settings = self.config.data
         if settings.source is not None:
             fetched = fetch(settings.source)
@@ -201,7 +205,14 @@ class Pipeline:
     @cached_property
     def knowledge(self) -> Knowledge:
         """What the teacher says about the training examples, and item vectors."""
-        return self.teaching.knowledge()
+        if self.taught is None:
+            return self.teaching.knowledge()
+        knowledge = self.taught.knowledge
+        self.stages["knowledge"] = self.taught.stages["knowledge"]
+        stored = knowledge.examples
+        hardness = (self.taught if self.teacher_kind.trained == "student" else self).teaching.difficulty
+        chosen = self.method_kind.select(self.method_settings, self.data, stored, hardness)
+        return knowledge if len(chosen) == len(stored) else knowledge.only(chosen)
 
     def evaluate(self) -> dict[str, Any]:
         """Measure plain student, teacher and distilled student on the test examples; write results.json and report.html."""

@@ -1,0 +1,102 @@
+"""`distilrec compare`: a matrix of students, methods, teachers and seeds becomes one report."""
+
+import math
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from distilrec.cli.stages import Out
+from distilrec.errors import ConfigError
+from distilrec.files import locked
+from distilrec.progress import console, say
+
+
+def compare(
+    config: Annotated[Path, typer.Argument(help="YAML file with the matrix; docs/compare.md says what it holds.")],
+    jobs: Annotated[
+        int, typer.Option("--jobs", min=1, help="Trainings at a time, one a device or share of the cores.")
+    ] = 1,
+    budget_minutes: Annotated[
+        float | None, typer.Option("--budget-minutes", min=0, help="Stop in good order when so many are over.")
+    ] = None,
+    mlflow: Annotated[str | None, typer.Option("--mlflow", help="Tracking address to log every row to, too.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be trained; train nothing.")] = False,
+    out: Out = Path("runs"),
+) -> None:
+    """Compare students, methods and teachers over seeds; OUT/NAME/report.html says which to take."""
+    from distilrec.compare.matrix import read_matrix  # torch loads only for who compares
+    from distilrec.compare.report import write_comparison
+    from distilrec.compare.schedule import Plan, Workers
+    from distilrec.compare.work import Workshop
+
+    matrix = read_matrix(config)
+    plan = Plan(matrix)
+    root = out / matrix.settings.name
+    for line in matrix.left_out:
+        say(f"left out: {line}")
+    say(
+        f"{len(matrix.combinations)} combinations, {matrix.settings.tune.trials} trials each and {len(matrix.settings.seeds)} seeds: "
+        f"{plan.total} jobs"
+    )
+    if dry_run:
+        for one in matrix.combinations:
+            say(f"  {one.label}")
+        return
+    if mlflow is not None:
+        from distilrec.compare.tracking import need_mlflow
+
+        need_mlflow()
+    deadline = math.inf if budget_minutes is None else time.monotonic() + 60 * budget_minutes
+    with locked(root / ".lock", "this comparison"):
+        workers = Workers(matrix, root, jobs)
+        try:
+            workers.run(plan, deadline)
+            plan.outcome.timings = workers.each(plan.timings(), deadline)
+        finally:
+            workers.close()
+        if not plan.outcome.trained:
+            reasons = next(iter(plan.outcome.failed.values()), "no training ended in time.")
+            raise ConfigError(
+                f"nothing was measured: {reasons}", remedy=f"{root / 'logs'} says more; the same command goes on."
+            )
+        shared = Workshop(matrix, root)
+        measured = {one.dataset for one, _seed in plan.outcome.trained}
+        datasets = {name: shared.shared(name, None).data for name in matrix.settings.datasets if name in measured}
+        content = write_comparison(matrix, plan.outcome, datasets, root)
+    _show(content, root)
+    if mlflow is not None:
+        from distilrec.compare.tracking import log_rows
+
+        log_rows(content, mlflow)
+
+
+def _show(content: dict[str, Any], root: Path) -> None:
+    from distilrec.compare.findings import name_of
+
+    metric = content["metrics"][0]
+    for dataset in content["datasets"]:
+        table = Table(box=None, pad_edge=False)
+        table.add_column(dataset)
+        for title in (*content["metrics"], "against plain", "p", "ms/user"):
+            table.add_column(title, justify="right")
+        for row in (row for row in content["rows"] if row["dataset"] == dataset):
+            tested = metric in row.get("verdict", {})
+            table.add_row(
+                name_of(row),
+                *(
+                    f"{row['metrics'][m]:.4f} [{row['ci95'][m][0]:.4f}, {row['ci95'][m][1]:.4f}]"
+                    for m in content["metrics"]
+                ),
+                f"{row['difference'][metric]:+.4f} {row['verdict'][metric]}" if tested else "",
+                f"{row['p_value'][metric]:.4f}" if tested else "",
+                "" if row["ms_per_user"] is None else f"{row['ms_per_user']:.3f}",
+            )
+        console.print(table, markup=False)
+    for label, reason in content["failed"].items():
+        say(f"failed: {label}: {reason}")
+    for advice in content["advice"]:
+        say(f"{advice['dataset']}: {' '.join(advice['words'])}")
+    say(f"{root / 'results.json'}\n{root / 'report.html'}")

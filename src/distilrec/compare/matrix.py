@@ -1,0 +1,326 @@
+"""What is compared: a matrix of data sets, students, methods, teachers and seeds, read from one YAML file.
+
+    name: films
+    base: {train: {epochs: 60}, evaluate: {filter_seen: true}}     # parts of a run's configuration, the same for all
+    datasets: {ml-100k: {data: {source: ml-100k}}}                 # a name, and parts of a configuration laid over `base`
+    students: {sasrec: {hidden_size: 64}, wide: {name: sasrec, hidden_size: 128, train: {learning_rate: 0.0005}}}
+    methods: {plain: , soft_labels: , dllm2rec: {ranking_weight: 0.2}, alkdrec: {budget: 200, train: {learning_rate: 0.0003}}}
+    teachers: {e4srec: {layers: 8, run: {teach: {epochs: 3}}}}     # `run`: parts of the configuration of the teacher's own run
+    seeds: [42, 43, 44]
+    tune:
+      trials: 4
+      space: {train.learning_rate: {low: 0.0005, high: 0.004, log: true}}
+      methods: {dllm2rec: {ranking_weight: [0.2, 1]}}
+
+A name that is no student, method or teacher of ours is a label and needs `name`. A method that needs no teacher is not
+multiplied by teachers; one that needs what a teacher does not give is left out with that teacher, and this is said.
+
+Tuning: the first trial of every combination is the configuration as it stands, the others draw from the space. All
+combinations of a student draw the same values for the keys that they share, in as many trials, on the first seed, and
+validation decides.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from pydantic import Field, model_validator
+
+from distilrec.config import Config, Settings, checked
+from distilrec.config_file import load_config, merged, read_yaml
+from distilrec.errors import ConfigError
+from distilrec.evaluation.metrics import gain
+from distilrec.methods import METHODS
+from distilrec.methods.base import Method
+from distilrec.pipeline.names import named
+from distilrec.pipeline.space import Range, with_values
+from distilrec.students import STUDENTS
+from distilrec.teachers import TEACHERS
+
+PLAIN = "plain"
+_PARTS = tuple(name for name in Config.model_fields if name not in ("name", "seed"))
+Values = dict[str, Any]  # key of a setting -> value
+
+
+class TuneSettings(Settings):
+    """How every combination is tuned: `trials` settings each, the first as given; see `distilrec.compare.matrix`."""
+
+    trials: int = Field(1, ge=1)
+    space: dict[str, Range | list[Any]] = {}
+    methods: dict[str, dict[str, Range | list[Any]]] = {}
+
+
+class CompareSettings(Settings):
+    """The matrix. `metrics`: those tested; the first one ranks the table. `level`: of intervals, and 1 - level of the tests."""
+
+    name: str = Field("compare", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    base: dict[str, Any] = {}
+    datasets: dict[str, dict[str, Any]] = Field(min_length=1)
+    students: dict[str, dict[str, Any] | None] = Field(min_length=1)
+    methods: dict[str, dict[str, Any] | None] = Field(min_length=1)
+    teachers: dict[str, dict[str, Any] | None] = {}
+    seeds: list[int] = Field([42, 43, 44], min_length=1)
+    tune: TuneSettings = TuneSettings()
+    metrics: list[str] = Field(["ndcg@10", "hr@10"], min_length=1)
+    level: float = Field(0.95, gt=0.5, lt=1)
+
+    @model_validator(mode="after")
+    def _sensible(self) -> "CompareSettings":
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("a seed stands twice in seeds")
+        for name in (*self.datasets, *self.students, *self.methods, *self.teachers):
+            if not name or "/" in name or name != name.strip():
+                raise ValueError(f"{name!r} cannot be a label: no slash, no blanks at its ends")
+        for metric in self.metrics:
+            gain(metric, np.ones(1, np.int64))
+        return self
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Combination:
+    """One row of the table: labels of data set, student, method and teacher (None for a method that needs none)."""
+
+    dataset: str
+    student: str
+    method: str
+    teacher: str | None
+
+    @property
+    def label(self) -> str:
+        """Return how it is called in lists."""
+        return "/".join(part for part in (self.dataset, self.student, self.method, self.teacher) if part is not None)
+
+
+class Matrix:
+    """The combinations of one comparison, and the configuration of every run in it.
+
+    Args:
+        settings: checked.
+        folder: that paths of data files are relative to.
+
+    Raises:
+        ConfigError: an unknown name or setting anywhere in the matrix, or nothing to compare.
+    """
+
+    def __init__(self, settings: CompareSettings, folder: Path = Path()) -> None:
+        self.settings, self.folder = _with_plain(settings), folder
+        self.left_out: list[str] = []
+        self.combinations = list(self._combinations())
+        for name in settings.datasets:  # all that can be wrong in a setting is said before any work
+            for teacher in settings.teachers:
+                self.teacher_config(name, teacher)
+        for one in self.combinations:
+            for number in range(settings.tune.trials):
+                self.config(one, settings.seeds[0], self.trial(one, number))
+
+    def _combinations(self) -> Iterator[Combination]:
+        some = self.settings
+        for dataset in some.datasets:
+            for student in some.students:
+                for method in some.methods:
+                    needs = self.needs(method)
+                    if not needs:
+                        yield Combination(dataset, student, method, None)
+                        continue
+                    if not some.teachers:
+                        raise ConfigError(f"the method {method} needs a teacher.", remedy="Add one under teachers.")
+                    for teacher in some.teachers:
+                        gives = self._gives(dataset, teacher)
+                        if missing := needs - gives:
+                            self._leave_out(method, teacher, " and ".join(sorted(missing)).replace("_", " "))
+                        else:
+                            yield Combination(dataset, student, method, teacher)
+
+    def _leave_out(self, method: str, teacher: str, missing: str) -> None:
+        line = f"{method} with {teacher}: needs {missing}, which {teacher} does not give"
+        if line not in self.left_out:
+            self.left_out.append(line)
+
+    def kind(self, method: str) -> type[Method]:
+        """Return the method behind a label."""
+        return named(METHODS, _name(self.settings.methods, method), "method")
+
+    def needs(self, method: str) -> frozenset[str]:
+        """Return what a method takes from a teacher, its training in rounds included."""
+        kind = self.kind(method)
+        settings = checked(kind.Settings, _own(self.settings.methods[method]), where=f"methods.{method}")
+        needs = kind.needs_of(settings)
+        return needs if kind.rounds_of(settings) is None else needs | {"rankings"}
+
+    def in_rounds(self, one: Combination) -> bool:
+        """Whether student and teacher of a combination train in turn, so that nothing is stored."""
+        kind = self.kind(one.method)
+        settings = checked(kind.Settings, _own(self.settings.methods[one.method]), where=f"methods.{one.method}")
+        if one.teacher is None or kind.rounds_of(settings) is None:
+            return False
+        teacher = named(TEACHERS, _name(self.settings.teachers, one.teacher), "teacher")
+        return "logits" in teacher.gives and hasattr(teacher, "reopen")
+
+    def _gives(self, dataset: str, teacher: str) -> frozenset[str]:
+        kind = named(TEACHERS, _name(self.settings.teachers, teacher), "teacher")
+        vectors = self.teacher_config(dataset, teacher).annotate.vectors is not None
+        return frozenset(kind.gives | {"item_vectors"}) if vectors else frozenset(kind.gives)
+
+    def teacher_config(self, dataset: str, teacher: str) -> Config:
+        """Return the configuration of the run that holds a data set's teacher and what it says."""
+        content = self._content(dataset)
+        own = dict(self.settings.teachers[teacher] or {})
+        content = merged(content, _parts_of(own.pop("run", None) or {}, f"teachers.{teacher}.run"))
+        content["teacher"] = {"name": _name(self.settings.teachers, teacher), **_own(own)}
+        content |= {"name": _safe(f"{dataset}-{teacher}"), "method": {"name": PLAIN}, "seed": self.settings.seeds[0]}
+        return load_config(None, [], content)
+
+    def data_config(self, dataset: str) -> Config:
+        """Return the configuration of the run that prepares a data set for all others."""
+        return load_config(None, [], self._content(dataset) | {"name": _safe(dataset), "seed": self.settings.seeds[0]})
+
+    def config(self, one: Combination, seed: int, values: Values, plain: Values | None = None) -> Config:
+        """Return the configuration of one training.
+
+        Args:
+            one: the combination.
+            seed: of the training.
+            values: of the keys that were tuned.
+            plain: values of the plain student, which a method that tunes a trained student starts from.
+        """
+        some, kind = self.settings, self.kind(one.method)
+        content = self._content(one.dataset)
+        student, method = dict(some.students[one.student] or {}), dict(some.methods[one.method] or {})
+        content["train"] = merged(content.get("train") or {}, student.pop("train", None) or {})
+        own = method.pop("train", None) or {}
+        if one.teacher is not None:
+            run = _parts_of((some.teachers[one.teacher] or {}).get("run") or {}, f"teachers.{one.teacher}.run")
+            content = merged(content, {key: run[key] for key in ("teach", "annotate") if key in run})
+            content["teacher"] = {
+                "name": _name(some.teachers, one.teacher),
+                **_own(some.teachers[one.teacher]),
+            }
+        content["student"] = {"name": _name(some.students, one.student), **_own(student)}
+        content["method"] = {"name": kind.name, **_own(method)}
+        content["distil"] = merged(content["train"], own)
+        content |= {"name": self.run_name(one, seed), "seed": seed}
+        config = load_config(None, [], content)
+        if kind.name == PLAIN:
+            tuned = with_values(config, values)
+            return tuned.model_copy(update={"distil": None})
+        of_distil = {(f"distil.{key[6:]}" if key.startswith("train.") else key): value for key, value in values.items()}
+        if kind.fine_tunes:  # starts from the plain student: its size and training are settled
+            of_distil = {key: value for key, value in of_distil.items() if not key.startswith("student.")} | (
+                plain or {}
+            )
+        return with_values(config, of_distil)
+
+    def run_name(self, one: Combination, seed: int) -> str:
+        """Return the folder of a training: one for a student and seed, whatever the method."""
+        return _safe(f"{one.dataset}-{one.student}-{seed}")
+
+    def trial(self, one: Combination, number: int) -> Values:
+        """Return the values of a trial: none in the first one, then drawn, alike for what combinations share."""
+        if number == 0:
+            return {}
+        kind = self.kind(one.method)
+        own = {f"method.{key}": part for key, part in self.settings.tune.methods.get(one.method, {}).items()}
+        shared = self.settings.tune.space
+        found = {key: _draw(part, self.settings.seeds[0], number, key) for key, part in {**shared, **own}.items()}
+        return {key: value for key, value in found.items() if not (kind.fine_tunes and key.startswith("student."))}
+
+    def trials_of(self, one: Combination) -> list[Values]:
+        """Return the values of all trials, none twice."""
+        found: list[Values] = []
+        for number in range(self.settings.tune.trials):
+            values = self.trial(one, number)
+            if values not in found:
+                found.append(values)
+        return found
+
+    def plain_of(self, one: Combination) -> Combination:
+        """Return the plain student that a combination is held against."""
+        label = next(label for label in self.settings.methods if self.kind(label).name == PLAIN)
+        return Combination(one.dataset, one.student, label, None)
+
+    def _content(self, dataset: str) -> dict[str, Any]:
+        content = merged(
+            _parts_of(self.settings.base, "base"), _parts_of(self.settings.datasets[dataset], f"datasets.{dataset}")
+        )
+        data = dict(content.get("data") or {})
+        for key in ("interactions", "items"):
+            if data.get(key):
+                data[key] = str(self.folder / data[key])
+        return {**content, "data": data}
+
+
+def read_matrix(path: Path) -> Matrix:
+    """Read a comparison from a YAML file; paths in it are relative to where the command is run.
+
+    Raises:
+        ConfigError: see `Matrix`; unreadable file.
+    """
+    return Matrix(checked(CompareSettings, read_yaml(path), where=str(path)))
+
+
+def dumped(settings: CompareSettings) -> str:
+    """Return a comparison as YAML."""
+    text: str = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return text
+
+
+def _with_plain(settings: CompareSettings) -> CompareSettings:
+    """Return the settings with the plain student among the methods, which all others are held against."""
+    plain = [label for label, own in settings.methods.items() if (own or {}).get("name", label) == PLAIN]
+    if len(plain) > 1:
+        raise ConfigError(
+            f"{' and '.join(plain)} are the same plain training.", where="methods", remedy="Keep one of them."
+        )
+    if plain and set(settings.methods[plain[0]] or {}) - {"name"}:
+        raise ConfigError(
+            "the plain training has no settings of its own.",
+            where=f"methods.{plain[0]}",
+            remedy="Set base.train, or students.NAME.train.",
+        )
+    return settings if plain else settings.model_copy(update={"methods": {PLAIN: None, **settings.methods}})
+
+
+def _parts_of(content: Mapping[str, Any], where: str) -> dict[str, Any]:
+    for key in content:
+        if key not in _PARTS:
+            raise ConfigError(
+                f"{key!r} is no part of a run's configuration.", where=where, remedy=f"Known: {', '.join(_PARTS)}."
+            )
+    return dict(content)
+
+
+def _name(group: Mapping[str, dict[str, Any] | None], label: str) -> str:
+    return str((group[label] or {}).get("name", label))
+
+
+def _own(content: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the settings of a student, method or teacher itself."""
+    return {key: value for key, value in (content or {}).items() if key not in ("name", "train", "run")}
+
+
+def _safe(text: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in text)
+
+
+def _draw(part: Range | list[Any], seed: int, number: int, key: str) -> Any:
+    """Draw a value, the same for the same seed, trial and key."""
+    generator = np.random.default_rng([seed, number, *key.encode()])
+    if isinstance(part, list):
+        return part[int(generator.integers(len(part)))]
+    if part.log:
+        low, high = np.log(part.low), np.log(part.high)
+        return float(f"{np.exp(generator.uniform(low, high)):.4g}")
+    if part.step is not None:
+        steps = int((part.high - part.low) / part.step + 1e-9)
+        value = part.low + part.step * int(generator.integers(steps + 1))
+    else:
+        value = float(generator.uniform(part.low, part.high))
+    value = float(f"{value:.4g}")
+    whole = all(float(edge).is_integer() for edge in (part.low, part.high, part.step or 0.5))
+    return int(value) if whole else value
+
+
+__all__ = ["STUDENTS", "Combination", "CompareSettings", "Matrix", "Values", "dumped", "read_matrix"]
