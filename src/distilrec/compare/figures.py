@@ -132,8 +132,22 @@ def rows_of(
                 row |= learnt(plain, one, teacher, settings.metrics[0])
         rows.append(row)
     _put_tests(tests, settings.level)
+    _same_speed(rows)
     order = {name: place for place, name in enumerate(settings.datasets)}
     return sorted(rows, key=lambda row: (order[row["dataset"]], -row["metrics"][settings.metrics[0]]))
+
+
+def _same_speed(rows: Sequence[dict[str, Any]]) -> None:
+    """Give rows whose models are the same but for their numbers (a student of one size) the median of their times."""
+    kept: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["student"] is not None and row["ms_per_user"] is not None:
+            kept.setdefault((row["dataset"], row["student"], row["parameters"]), []).append(row)
+    for alike in kept.values():
+        for name in ("ms_per_user", "latency_ms"):
+            middle = float(np.median([row[name] for row in alike]))
+            for row in alike:
+                row[name] = middle
 
 
 def _plain_key(matrix: Matrix, one: Measured) -> tuple[str, str | None, str | None, str | None]:

@@ -7,7 +7,7 @@ from typing import Any
 from distilrec.compare.figures import Measured
 from distilrec.evaluation.crossed import crossed
 
-_COSTS = ("ms_per_user", "parameters", "usd")
+_COSTS = ("ms_per_user", "parameters", "usd", "teacher_seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Advice:
 def mark_front(rows: Sequence[dict[str, Any]], metric: str) -> None:
     """Write into each row whether no other row of its data set is at least as good and as cheap in all, and better in one.
 
-    Cheap means time to rank a user, parameters, and US dollars paid to a teacher; what is not known counts as the worst.
+    Cheap means time to rank a user, parameters, US dollars paid to a teacher and seconds spent on it; what is not known counts as the worst.
     """
     for row in rows:
         rivals = [other for other in rows if other["dataset"] == row["dataset"] and other is not row]

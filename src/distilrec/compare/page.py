@@ -48,7 +48,7 @@ table { border-collapse: collapse; width: 100%; } th, td { padding: .3rem .6rem;
 th:first-child, td:first-child { text-align: left; } th { background: var(--soft); }
 small { color: var(--mute); } td small { white-space: nowrap; } .better { color: var(--up); } .worse { color: var(--down); }
 .advice { border-left: 4px solid var(--up); background: var(--soft); padding: .6rem 1rem; }
-svg { width: 100%; height: auto; max-width: 54rem; } svg text { fill: currentColor; font: 13px system-ui, sans-serif; } svg .tick { fill: var(--mute); font-size: 12px; }
+svg { width: 100%; height: auto; max-width: 54rem; } svg text { fill: currentColor; font: 13px system-ui, sans-serif; paint-order: stroke; stroke: var(--paper); stroke-width: 4px; } svg .tick { fill: var(--mute); font-size: 12px; }
 svg .zero { stroke: var(--mute); stroke-width: 1; } svg .span { stroke: var(--mute); stroke-width: 2.5; } svg .dot { fill: var(--paper); stroke: var(--mute); stroke-width: 2; }
 svg .span.better { stroke: var(--up); } svg .dot.better { fill: var(--up); stroke: var(--up); } svg .span.worse { stroke: var(--down); } svg .dot.worse { fill: var(--down); stroke: var(--down); }
 pre { background: var(--soft); padding: .8rem; overflow-x: auto; font-size: .85rem; }
