@@ -32,7 +32,7 @@ class Advice:
 def mark_front(rows: Sequence[dict[str, Any]], metric: str) -> None:
     """Write into each row whether no other row of its data set is at least as good and as cheap in all, and better in one.
 
-    Cheap means time to rank a user, parameters, US dollars paid to a teacher and seconds spent on it; what is not known counts as the worst.
+    Cheap means time to rank a user, parameters, and a teacher's dollars and seconds; what is not known counts as the worst.
     """
     for row in rows:
         rivals = [other for other in rows if other["dataset"] == row["dataset"] and other is not row]
