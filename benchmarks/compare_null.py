@@ -20,7 +20,7 @@ import numpy.typing as npt
 from scipy.stats import norm
 
 from distilrec.compare.figures import verdicts
-from distilrec.evaluation.crossed import crossed, gains_of, interval_of
+from distilrec.evaluation.crossed import crossed, gains_of, interval_of, spread_of
 from distilrec.evaluation.metrics import gain
 from distilrec.evaluation.significance import NOT_SIGNIFICANT, Side
 from distilrec.files import read_json, write_json
@@ -52,9 +52,10 @@ def simulated(count: int, generator: np.random.Generator) -> dict[str, Any]:
         for _ in range(count):
             p_values, differences = [], []
             for base, others in one_comparison(generator, [3.9] * METHODS):
+                spreads = {metric: spread_of([gains_of(one, metric) for one in (base, *others)]) for metric in METRICS}
                 for other in others:
                     for metric in METRICS:
-                        gap = crossed(base, other, metric, level=LEVEL)
+                        gap = crossed(base, other, metric, level=LEVEL, spread=spreads[metric])
                         p_values.append(gap.p)
                         differences.append(gap.difference)
             _, said = verdicts(p_values, differences, LEVEL)
@@ -67,12 +68,13 @@ def simulated(count: int, generator: np.random.Generator) -> dict[str, Any]:
     with bar("coverage", count) as progress:
         for _ in range(count):
             for base, others in one_comparison(generator, levels):
+                spreads = {metric: spread_of([gains_of(one, metric) for one in (base, *others)]) for metric in METRICS}
                 for other, level in zip(others, levels, strict=True):
                     for metric in METRICS:
-                        low, high = crossed(base, other, metric, level=LEVEL).interval
+                        low, high = crossed(base, other, metric, level=LEVEL, spread=spreads[metric]).interval
                         inside += low <= truth(metric, level) - truth(metric, 3.9) <= high
                         intervals += 1
-                        low, high = interval_of(gains_of(other, metric), level=LEVEL)
+                        low, high = interval_of(gains_of(other, metric), level=LEVEL, spread=spreads[metric])
                         means += low <= truth(metric, level) <= high
                         of_means += 1
             progress.advance()

@@ -27,7 +27,7 @@ import yaml
 
 from distilrec.config import Config
 from distilrec.config_file import load_config
-from distilrec.evaluation.crossed import crossed
+from distilrec.evaluation.crossed import SeedSpread, crossed, spread_of
 from distilrec.evaluation.metrics import gain, resampled_means
 from distilrec.evaluation.rank import target_ranks
 from distilrec.evaluation.significance import Comparison, Side, compare, holm
@@ -195,7 +195,10 @@ def report(arguments: argparse.Namespace) -> None:
             gaps = compare(Side("base", [against[seed][0] for seed in seeds]), sides, TESTED)
             comparisons.extend((row, gap) for gap in gaps)
             base, own = Side("base", [against[seed][0] for seed in seeds]), sides[0]
-            row["users_and_seeds"] = {metric: asdict(crossed(base, own, metric)) for metric in TESTED}
+            row["users_and_seeds"] = {
+                metric: asdict(crossed(base, own, metric, spread=spread_over(found, name, student, metric)))
+                for metric in TESTED
+            }
         (ablations if ablation else rows).append(row)
     put_tests(comparisons)
     content = read_json(arguments.out) if arguments.out.exists() else {}
@@ -205,6 +208,17 @@ def report(arguments: argparse.Namespace) -> None:
         shown = ", ".join(f"{metric} {row['metrics'][metric]:.4f}" for metric in ("hr@10", "ndcg@10"))
         p = f", p {row['p_value']['ndcg@10']:.2g}" if "p_value" in row else ""
         say(f"{row['dataset']} {row['student']} {row.get('ablation', row['method'])} x{len(row['seeds'])}: {shown}{p}")
+
+
+def spread_over(found: Any, name: str, student: str, metric: str) -> SeedSpread | None:
+    """Return how far seeds lie apart, over all methods of a student that were trained with several."""
+    return spread_of(
+        [
+            np.stack([gain(metric, ranks) for ranks, _ in by_seed.values()])
+            for (dataset, kind, _, _), by_seed in found.items()
+            if (dataset, kind) == (name, student)
+        ]
+    )
 
 
 def put_tests(comparisons: list[tuple[dict[str, Any], Comparison]]) -> None:

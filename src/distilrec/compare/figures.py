@@ -1,8 +1,9 @@
 """From what the jobs gave to rows that say how good, how sure, how fast and how dear.
 
 A row's mean is over users and seeds. Its interval, and the test against the plain student, are those of `evaluation.crossed`: other
-users and other seeds are both possible. The family for Holm is all rows that are no plain student, times the tested metrics. Beside
-them stands the paired bootstrap over users alone, with the trained models given, and Cohen's d_z of a single user's difference.
+users and other seeds are both possible, and how far seeds lie apart is taken from all methods of a student together. The family for
+Holm is all rows that are no plain student, times the tested metrics. Beside them stands the paired bootstrap over users alone, with
+the trained models given, and Cohen's d_z of a single user's difference.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from distilrec.compare.matrix import Combination, Matrix
 from distilrec.compare.schedule import Outcome
 from distilrec.compare.work import TOP, Job, cutoff_of
 from distilrec.data.dataset import Dataset
-from distilrec.evaluation.crossed import crossed, gains_of, interval_of
+from distilrec.evaluation.crossed import Crossed, SeedSpread, crossed, gains_of, interval_of, spread_of
 from distilrec.evaluation.groups import Group, by_history, by_popularity
 from distilrec.evaluation.metrics import Floats, Ints
 from distilrec.evaluation.significance import NOT_SIGNIFICANT, Side, compare, holm
@@ -106,6 +107,26 @@ def _read(
     return Measured(*key, Side(name, ranks), tuple(seeds), tops, tuple(found), values or {}, trials, timing)
 
 
+class Spreads:
+    """How far seeds lie apart, by data set and student, over all its methods.
+
+    Args:
+        some: what was measured.
+    """
+
+    def __init__(self, some: Sequence[Measured]) -> None:
+        self._some = some
+        self._found: dict[Any, SeedSpread | None] = {}
+
+    def of(self, metric: str, *which: Measured) -> SeedSpread | None:
+        """Return the spread in a metric over all methods of the students of these."""
+        kinds = frozenset((one.dataset, one.student) for one in which if one.student is not None)
+        if (metric, kinds) not in self._found:
+            alike = [gains_of(one.side, metric) for one in self._some if (one.dataset, one.student) in kinds]
+            self._found[metric, kinds] = spread_of(alike)
+        return self._found[metric, kinds]
+
+
 def rows_of(
     matrix: Matrix, some: Sequence[Measured], outcome: Outcome, datasets: Mapping[str, Dataset]
 ) -> list[dict[str, Any]]:
@@ -118,14 +139,21 @@ def rows_of(
         datasets: label -> data, for groups of users.
     """
     settings, by_key = matrix.settings, {one.key: one for one in some}
-    rows, tests = [], []
+    rows, tests, spreads = [], [], Spreads(some)
     for one in some:
-        row = _figures(one, settings.metrics, settings.level)
+        row = _figures(one, settings.metrics, settings.level, spreads)
         row |= _groups(one, datasets[one.dataset], settings.metrics, settings.level)
         row |= _costs(one, outcome)
         plain = by_key.get(_plain_key(matrix, one))
         if plain is not None and plain is not one:
-            tests += [(row, metric, _against(plain, one, metric, settings.level)) for metric in settings.metrics]
+            tests += [
+                (
+                    row,
+                    metric,
+                    crossed(plain.side, one.side, metric, level=settings.level, spread=spreads.of(metric, one)),
+                )
+                for metric in settings.metrics
+            ]
             row |= _effects(plain, one, settings.metrics, settings.level)
             teacher = by_key.get((one.dataset, None, None, one.teacher))
             if teacher is not None:
@@ -157,7 +185,7 @@ def _plain_key(matrix: Matrix, one: Measured) -> tuple[str, str | None, str | No
     return (plain.dataset, plain.student, plain.method, plain.teacher)
 
 
-def _figures(one: Measured, metrics: Sequence[str], level: float) -> dict[str, Any]:
+def _figures(one: Measured, metrics: Sequence[str], level: float, spreads: Spreads) -> dict[str, Any]:
     shown = list(dict.fromkeys([*metrics, *_SHOWN]))
     gains = {metric: gains_of(one.side, metric) for metric in shown}
     return {
@@ -166,7 +194,7 @@ def _figures(one: Measured, metrics: Sequence[str], level: float) -> dict[str, A
         "method": one.method,
         "teacher": one.teacher,
         "metrics": {metric: float(gained.mean()) for metric, gained in gains.items()},
-        "ci95": {metric: _interval(gained, level) for metric, gained in gains.items()},
+        "ci95": {metric: _interval(gained, level, spreads.of(metric, one)) for metric, gained in gains.items()},
         "seeds": list(one.seeds),
         "by_seed": {metric: [float(value) for value in gains[metric].mean(axis=1)] for metric in metrics},
         "valid": [round(float(found["valid"]), 6) for found in one.found],
@@ -187,9 +215,9 @@ def _costs(one: Measured, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _interval(gains: Floats, level: float) -> list[float]:
+def _interval(gains: Floats, level: float, spread: SeedSpread | None = None) -> list[float]:
     """Return the interval of the mean of gains [seeds, n]; a metric lies between 0 and 1."""
-    return [min(1.0, max(0.0, edge)) for edge in interval_of(gains, level=level)]
+    return [min(1.0, max(0.0, edge)) for edge in interval_of(gains, level=level, spread=spread)]
 
 
 def _groups(one: Measured, dataset: Dataset, metrics: Sequence[str], level: float) -> dict[str, Any]:
@@ -214,20 +242,6 @@ def _groups(one: Measured, dataset: Dataset, metrics: Sequence[str], level: floa
     return {"groups": {kind: [described(group) for group in some] for kind, some in kinds.items()}}
 
 
-@dataclass(frozen=True, slots=True)
-class Test:
-    """A difference from the plain student in one metric; see `evaluation.crossed`."""
-
-    difference: float
-    interval: tuple[float, float]
-    p: float
-
-
-def _against(plain: Measured, one: Measured, metric: str, level: float) -> Test:
-    found = crossed(plain.side, one.side, metric, level=level)
-    return Test(found.difference, found.interval, found.p)
-
-
 def verdicts(p_values: Sequence[float], differences: Sequence[float], level: float) -> tuple[list[float], list[str]]:
     """Adjust p-values of a family after Holm; return them and what they say: better, worse or not significant."""
     adjusted = holm(p_values)
@@ -239,7 +253,7 @@ def verdicts(p_values: Sequence[float], differences: Sequence[float], level: flo
     return adjusted, said
 
 
-def _put_tests(tests: Sequence[tuple[dict[str, Any], str, Test]], level: float) -> None:
+def _put_tests(tests: Sequence[tuple[dict[str, Any], str, Crossed]], level: float) -> None:
     adjusted, said = verdicts([test.p for _, _, test in tests], [test.difference for _, _, test in tests], level)
     for (row, metric, test), p, verdict in zip(tests, adjusted, said, strict=True):
         row.setdefault("difference", {})[metric] = test.difference

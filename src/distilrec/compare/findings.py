@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distilrec.compare.figures import Measured
-from distilrec.evaluation.crossed import crossed
+from distilrec.compare.figures import Measured, Spreads
+from distilrec.evaluation.crossed import Crossed, crossed
 
 _COSTS = ("ms_per_user", "parameters", "usd", "teacher_seconds")
 
@@ -79,8 +79,9 @@ def advise(dataset: str, rows: Sequence[dict[str, Any]], some: Sequence[Measured
     return Advice(dataset, taken["student"], taken["method"], taken["teacher"], tuple(words))
 
 
-def _gap(by_key: Mapping[Any, Measured], row: Mapping[str, Any], champion: Mapping[str, Any], metric: str) -> Any:
-    return crossed(by_key[_key(row)].side, by_key[_key(champion)].side, metric)
+def _gap(by_key: Mapping[Any, Measured], row: Mapping[str, Any], champion: Mapping[str, Any], metric: str) -> Crossed:
+    one, best = by_key[_key(row)], by_key[_key(champion)]
+    return crossed(one.side, best.side, metric, spread=Spreads(list(by_key.values())).of(metric, one, best))
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
