@@ -1,10 +1,14 @@
 # make demo: set up and run the main job.  make test: set up and run the tests.
+# make results-NAME: measure again what results/NAME.json holds (minutes to hours), then fill the tables of README and docs.
 # make bench: speed and memory of training beside other libraries, each in an environment of its own (4.5 GB, see benchmarks/training.py).
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format bench clean
+RESULTS := demo students ml100k_sasrec floor scale annotation dllm2rec compare_ml100k training_speed
+DATA ?= ../shared/data
+
+.PHONY: demo test lint format bench clean tables $(RESULTS:%=results-%)
 
 demo: $(VENV)/.ready
 	$(BIN)/distilrec run configs/demo.yaml
@@ -23,6 +27,49 @@ format: $(VENV)/.ready-dev
 
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/training.py --steps 20
+
+results-demo: demo
+	cp runs/demo/results.json results/demo.json
+	$(MAKE) tables
+
+results-students: $(VENV)/.ready
+	$(BIN)/python benchmarks/students.py --data $(DATA)
+	$(MAKE) tables
+
+results-ml100k_sasrec: $(VENV)/.ready
+	$(BIN)/python benchmarks/sasrec_ml100k.py --seeds 42 43 44
+	$(MAKE) tables
+
+results-floor: $(VENV)/.ready
+	$(BIN)/python benchmarks/floor.py --sequences $(DATA)/amazon-beauty/sequences.txt
+	$(MAKE) tables
+
+results-scale: $(VENV)/.ready
+	$(BIN)/python benchmarks/scale.py
+	$(MAKE) tables
+
+results-annotation: $(VENV)/.ready
+	$(BIN)/python benchmarks/annotation.py
+	$(BIN)/python benchmarks/annotation.py --server
+	$(MAKE) tables
+
+results-dllm2rec: $(VENV)/.ready
+	$(BIN)/python benchmarks/methods.py teach --data $(DATA)
+	$(BIN)/python benchmarks/methods.py train --data $(DATA)
+	$(BIN)/python benchmarks/methods.py report --data $(DATA)
+	$(BIN)/python benchmarks/distilling_speed.py --data $(DATA)
+	$(MAKE) tables
+
+results-compare_ml100k: $(VENV)/.ready
+	$(BIN)/python benchmarks/compare_null.py
+	$(BIN)/python benchmarks/compare_ml100k.py
+	$(MAKE) tables
+
+results-training_speed: bench
+	$(MAKE) tables
+
+tables: $(VENV)/.ready
+	$(BIN)/python benchmarks/tables.py
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

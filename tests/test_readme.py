@@ -46,8 +46,15 @@ def test_a_page_is_filled() -> None:
 def test_every_verb_of_the_readme_exists_and_the_other_way_round() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     block = next(part for part in text.split("```") if "distilrec fetch" in part)
-    named = set(re.findall(r"\b(fetch|prepare|train|teach|select|annotate|distil|evaluate|run|tune)\b", block))
+    named = set(re.findall(r"\b(fetch|prepare|train|teach|select|annotate|distil|evaluate|run|tune|compare)\b", block))
     assert named == set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+
+
+def test_every_published_file_has_a_target() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for path in sorted((ROOT / "results").glob("*.json")):
+        assert re.search(rf"^results-{path.stem}:", makefile, flags=re.M), path.name
+        assert f"`{path.name}`" in (ROOT / "results" / "README.md").read_text(encoding="utf-8"), path.name
 
 
 def test_the_first_commands_are_targets_of_the_makefile() -> None:
