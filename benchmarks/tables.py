@@ -94,7 +94,7 @@ def results_table(rows: list[dict[str, Any]]) -> str:
     lines += [
         "",
         f"{' or '.join(map(str, sorted(seeds)))} seeds; teacher: E4SRec on eight layers of SmolLM2-135M. Trained on the training part "
-        "alone, the whole catalogue ranked, items of the history taken out, targets that never occur in training counted; 95 % intervals "
+        "alone, whole catalogue ranked, items of the history taken out, targets that never occur in training counted; 95 % intervals "
         "over users, p over users and seeds. `results/dllm2rec.json`; all methods: [methods](docs/methods/README.md).",
     ]
     return "\n".join(lines)
