@@ -25,16 +25,19 @@ import torch
 import yaml
 
 import methods  # the benchmark beside this one
+from distilrec.compare.drawing import Curve, curves, standalone
 from distilrec.config_file import load_config
 from distilrec.data.dataset import Dataset, training_examples
+from distilrec.data.sources import fetch_llm
 from distilrec.data.split import Ints
 from distilrec.evaluation.metrics import gain
 from distilrec.evaluation.rank import target_ranks, top_items
 from distilrec.evaluation.significance import Side, compare, holm
-from distilrec.files import read_json, write_json, write_with
+from distilrec.files import read_json, write_json, write_text, write_with
 from distilrec.knowledge.select import GainSettings, difficulties, select
 from distilrec.knowledge.store import Knowledge
 from distilrec.pipeline import Pipeline
+from distilrec.pipeline.asking import estimate_ranker
 from distilrec.pipeline.student import MODEL
 from distilrec.progress import say
 from distilrec.students import STUDENTS
@@ -44,6 +47,7 @@ CONFIG = Path("configs/alkdrec/hetrec-ml.yaml")
 METRICS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
 AUTHORS = ("alkdrec", "rad_bc", "random", "hardest", "easiest")
 TOP = 25
+GPT4, DRAWN = "gpt-4-turbo-2024-04-09", "recall@10"
 
 
 @dataclass(frozen=True)
@@ -181,6 +185,39 @@ class Bench:
         return ranks
 
 
+def usd_per_session(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Estimate what a session costs with the model that was asked, by our own prompts and the list price; asks nobody."""
+    bench = Bench("fpmc", arguments.seeds[0], arguments)
+    teacher = {"name": "ranker", "model": GPT4, "tokenizer": str(fetch_llm("smollm2-135m-instruct")), "api_key_env": "NO_KEY",
+               "recommender": bench.tutor.config.teacher.settings()["recommender"]}  # fmt: skip
+    content = bench.run.config.model_dump(mode="json") | {"teacher": teacher}
+    content["annotate"] |= {"sample": 200}
+    run = Pipeline(load_config(None, [], content), bench.run.root)
+    found = estimate_ranker(run.teaching, None, run.teaching.trained)
+    usd = 0.0 if found.usd is None else found.usd / 200
+    return {
+        "model": GPT4,
+        "usd": round(usd, 5),
+        "basis": [*found.basis, "tokens counted with another model's tokenizer"],
+    }
+
+
+def draw(rows: list[dict[str, Any]], folder: Path) -> None:
+    """Draw recall@10 against sessions asked and against dollars, one curve a policy, one picture a student."""
+    for student in dict.fromkeys(row["student"] for row in rows):
+        own = [row for row in rows if row["student"] == student]
+        plain = next(("plain", row["metrics"][DRAWN]) for row in own if row["policy"] == "plain")
+        for key, along in (("budget", "sessions asked about"), ("usd", f"US dollars ({GPT4}, list price)")):
+            by_policy: dict[str, list[tuple[float, float, float, float]]] = {}
+            for row in own:
+                if row["budget"] is not None and row[key] and not row["policy"].startswith("authors_"):
+                    low, high = row["ci95"][DRAWN]
+                    by_policy.setdefault(row["policy"], []).append((row[key], row["metrics"][DRAWN], low, high))
+            some = [Curve(name, points) for name, points in by_policy.items()]
+            if markup := curves(some, f"{student}: {DRAWN} against {along}", along, base=plain):
+                write_text(folder / "plots" / f"alkdrec_{student}_{key}.svg", standalone(markup))
+
+
 def last_examples(data: Dataset) -> Iterator[tuple[int, int]]:
     """Yield row and id of the last training example of each session."""
     examples = training_examples(data, "last")
@@ -226,8 +263,13 @@ def report(arguments: argparse.Namespace) -> None:
     for (row, name, gap), p in zip(tests, holm([gap.wilcoxon_p for *_, gap in tests]), strict=True):
         row.setdefault(f"difference_{name}", {})[gap.metric] = gap.difference
         row.setdefault(f"p_{name}", {})[gap.metric] = p
+    cost = usd_per_session(arguments)
+    for row in rows:
+        row["usd"] = 0.0 if row["policy"] in ("plain", "teacher", "tr") else row["budget"] * cost["usd"]
     content = read_json(arguments.out) if arguments.out.exists() else {}
-    write_json(arguments.out, content | {"rows": rows, "command": "python benchmarks/alkdrec.py report"})
+    content |= {"rows": rows, "usd_per_session": cost, "command": "python benchmarks/alkdrec.py report"}
+    write_json(arguments.out, content)
+    draw(rows, arguments.out.parent)
     for row in rows:
         shown = ", ".join(f"{metric} {row['metrics'][metric]:.5f}" for metric in ("recall@10", "ndcg@10"))
         p = f", p {row['p_plain']['ndcg@10']:.2g}" if "p_plain" in row else ""

@@ -1,6 +1,7 @@
 """Plots as SVG markup that takes its colours from the page, so that they are readable in light, in dark and on paper."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from math import log10
 from typing import Any
@@ -8,6 +9,12 @@ from typing import Any
 from distilrec.compare.findings import name_of
 
 _WIDTH, _LINE, _LABELS, _RIGHT = 860, 24, 300, 90
+_HUES = ("#0a7d46", "#2f6fde", "#c2571a", "#8a4fbf", "#b8912b", "#b3261e", "#3b8f9e", "#77808c")
+_STYLE = (
+    "<style>svg { color: #1c2330; background: #fff; } text { fill: currentColor; font: 13px sans-serif; } .tick { fill: #6b7482; "
+    "font-size: 12px; } .zero { stroke: #6b7482; } "
+    "@media (prefers-color-scheme: dark) { svg { color: #e4e8ef; background: #14181f; } }</style>"
+)
 
 
 def forest(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
@@ -75,6 +82,72 @@ def scatter(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
             taken.append(place)
             parts.append(f'<text x="{x + 10:.1f}" y="{place + 4:.1f}">{escape(name_of(row))}</text>')
     return _svg(tall, f"{metric} against time to rank a user", parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A line through figures: `points` are (x, mean, low, high)."""
+
+    name: str
+    points: Sequence[tuple[float, float, float, float]]
+
+
+def curves(some: Sequence[Curve], title: str, along: str, *, base: tuple[str, float] | None = None) -> str:
+    """Draw curves over a common axis, each with its intervals; `base` is a level to hold them against. Empty without two points."""
+    points = [point for curve in some for point in curve.points]
+    if len({point[0] for point in points}) < 2:
+        return ""
+    heights = [edge for point in points for edge in point[1:]] + ([base[1]] if base else [])
+    (left, right), (bottom, top) = _padded([point[0] for point in points]), _padded(heights)
+    tall, floor = 360, 310
+    wide = _WIDTH - 90 - 240
+
+    def x(value: float) -> float:
+        return 90 + wide * (value - left) / (right - left)
+
+    def y(value: float) -> float:
+        return floor - (floor - 20) * (value - bottom) / (top - bottom)
+
+    parts = [f'<line class="zero" x1="90" y1="{floor}" x2="{90 + wide}" y2="{floor}"/>',
+             f'<line class="zero" x1="90" y1="20" x2="90" y2="{floor}"/>']  # fmt: skip
+    for value in _ticks(bottom, top):
+        parts.append(f'<text class="tick" x="82" y="{y(value) + 4:.1f}" text-anchor="end">{value:.3g}</text>')
+    for value in _ticks(left, right):
+        parts.append(f'<text class="tick" x="{x(value):.1f}" y="{floor + 20}" text-anchor="middle">{value:,.6g}</text>')
+    parts.append(
+        f'<text class="tick" x="{90 + wide / 2:.0f}" y="{floor + 42}" text-anchor="middle">{escape(along)}</text>'
+    )
+    ends: list[tuple[float, str]] = []
+    if base:
+        parts.append(
+            f'<line class="zero" stroke-dasharray="4 4" x1="90" y1="{y(base[1]):.1f}" x2="{90 + wide}" y2="{y(base[1]):.1f}"/>'
+        )
+        ends.append((y(base[1]), f'<text x="{90 + wide + 12}" y="{{}}">{escape(base[0])}</text>'))
+    shift = 0.006 * (right - left)
+    for place, curve in enumerate(some):
+        hue = _HUES[place % len(_HUES)]
+        own = sorted((px + shift * (place - (len(some) - 1) / 2), *rest) for px, *rest in curve.points)
+        line = " ".join(f"{x(point[0]):.1f},{y(point[1]):.1f}" for point in own)
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{hue}" stroke-width="2"/>')
+        for px, mean, low, high in own:
+            parts.append(
+                f'<line x1="{x(px):.1f}" y1="{y(low):.1f}" x2="{x(px):.1f}" y2="{y(high):.1f}" stroke="{hue}" stroke-opacity="0.45"/>'
+                f'<circle cx="{x(px):.1f}" cy="{y(mean):.1f}" r="3.5" fill="{hue}"/>'
+            )
+        last = own[-1]
+        mark = f'<circle cx="{90 + wide + 18}" cy="{{dot}}" r="4" fill="{hue}"/>'
+        ends.append((y(last[1]), f'{mark}<text x="{90 + wide + 28}" y="{{}}">{escape(curve.name)}</text>'))
+    taken = 0.0
+    for height, markup in sorted(ends):
+        taken = max(height, taken + 17)
+        parts.append(markup.replace("{dot}", f"{taken:.1f}").replace("{}", f"{taken + 4:.1f}"))
+    return _svg(tall, title, parts)
+
+
+def standalone(markup: str) -> str:
+    """Return SVG markup as a file of its own, with its colours in it."""
+    head, tail = markup.split(">", 1)
+    return f"{head}>{_STYLE}{tail}\n"
 
 
 def _padded(values: Sequence[float]) -> tuple[float, float]:

@@ -205,13 +205,18 @@ def _figures(one: Measured, metrics: Sequence[str], level: float, spreads: Sprea
 
 def _costs(one: Measured, outcome: Outcome) -> dict[str, Any]:
     teacher = outcome.teachers.get((one.dataset, one.teacher), {}) if one.teacher is not None else {}
+    asked = one.found[0].get("asked")
+    usd = teacher.get("usd", 0.0)
+    if asked is not None and usd and asked < teacher["rows"]:  # a method that asks about some only pays for those
+        usd *= asked / teacher["rows"]
     return {
         "parameters": int(one.found[0]["parameters"]),
+        "asked": asked,
         "ms_per_user": one.timing.get("ms_per_user"),
         "latency_ms": one.timing.get("latency_ms"),
         "train_seconds": float(np.median([found["seconds"] for found in one.found])),
         "teacher_seconds": teacher.get("seconds", 0.0) + teacher.get("knowledge_seconds", 0.0),
-        "usd": teacher.get("usd", 0.0),
+        "usd": usd,
     }
 
 

@@ -1,11 +1,11 @@
 """The report of a comparison: one HTML file that needs nothing from outside, light or dark as the reader's system is, and prints."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
 
-from distilrec.compare.drawing import forest, scatter
+from distilrec.compare.drawing import Curve, curves, forest, scatter
 from distilrec.compare.findings import name_of
 
 
@@ -25,11 +25,39 @@ def as_page(content: Mapping[str, Any]) -> str:
                 {
                     "name": dataset, "rows": rows, "forest": forest(rows, metric), "scatter": scatter(rows, metric),
                     "advice": next((one for one in content["advice"] if one["dataset"] == dataset), None),
-                    "learnt": [row for row in rows if "overlap" in row], "about": content["about"].get(dataset, {}),
+                    "budgets": budget_curves(rows, metric), "learnt": [row for row in rows if "overlap" in row], "about": content["about"].get(dataset, {}),
                     "shown": list(rows[0]["groups"]["history"][0]["metrics"]) if rows[0]["groups"]["history"] else [],
                 }
             )  # fmt: skip
     return environment.from_string(_PAGE).render(content=content, parts=parts, metric=metric, name_of=name_of)
+
+
+def budget_curves(rows: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str, str]]:
+    """Draw quality against examples asked, and against dollars, for students whose methods ask about more or fewer of them.
+
+    Labels that differ in a number at their end are points of one curve.
+    """
+    drawn = []
+    for student in dict.fromkeys(row["student"] for row in rows if row["student"] is not None):
+        own = [row for row in rows if row["student"] == student]
+        asking = [row for row in own if row.get("asked")]
+        if len({row["asked"] for row in asking}) < 2:
+            continue
+        plain = next((("plain", row["metrics"][metric]) for row in own if "difference" not in row), None)
+        for key, along in (("asked", "examples asked about"), ("usd", "US dollars")):
+            by_name: dict[str, list[tuple[float, float, float, float]]] = {}
+            for row in asking:
+                if row[key]:
+                    name = (
+                        row["method"].rstrip("0123456789 -_") or row["method"]
+                    )  # `random 250` and `random 500` are one curve
+                    low, high = row["ci95"][metric]
+                    by_name.setdefault(name, []).append((float(row[key]), row["metrics"][metric], low, high))
+            some = [Curve(name, points) for name, points in by_name.items()]
+            title = f"{student}: {metric} against {along}"
+            if markup := curves(some, title, along, base=plain):
+                drawn.append({"title": title, "markup": markup})
+    return drawn
 
 
 _PAGE = """<!doctype html>
@@ -78,6 +106,7 @@ Split: {{ part.about.split }}; {{ "{:,}".format(part.about.n_test) }} test examp
 {{ content.family }} comparisons. d<sub>z</sub>: standard deviations of a single user's difference. Front: no other row is as good, as fast, as small and as cheap, and better in one.</small></p>
 {% if part.forest %}<h3>Gains</h3>{{ part.forest | safe }}<p><small>Filled: significant after Holm.</small></p>{% endif %}
 {% if part.scatter %}<h3>Quality and speed</h3>{{ part.scatter | safe }}<p><small>Filled and named: on the front.</small></p>{% endif %}
+{% for drawn in part.budgets %}<h3>{{ drawn.title }}</h3>{{ drawn.markup | safe }}{% endfor %}
 {% if part.learnt %}
 <h3>What came over from the teacher</h3>
 <div class="wide"><table>

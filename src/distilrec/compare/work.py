@@ -78,7 +78,8 @@ class Workshop:
         run = self._run(job)
         if job.kind == "timing":
             return self._time(job, run)
-        return self._measured(run, *self._model(job, run))
+        found = self._measured(run, *self._model(job, run))
+        return found | {"asked": self._asked(run, job)}
 
     def _model(self, job: Job, run: Pipeline) -> tuple[Any, Stage]:
         """Return what a job trains, or has trained, and the stage it lies in."""
@@ -109,6 +110,13 @@ class Workshop:
         config = self.matrix.config(one, job.seed, job.values, job.plain)
         taught = self.shared(one.dataset, None if self.matrix.in_rounds(one) else one.teacher)
         return Pipeline(self._with_threads(config), self.root / self.matrix.run_name(one, job.seed), taught=taught)
+
+    def _asked(self, run: Pipeline, job: Job) -> int | None:
+        """Return how many examples a method learns from a teacher's stored answers; None where there are no such answers."""
+        one = job.combination
+        if one is None or one.teacher is None or self.matrix.in_rounds(one) or not self.matrix.needs(one.method):
+            return None
+        return len(run.knowledge.examples)
 
     def _with_threads(self, config: Any) -> Any:
         return config if config.threads is not None else config.model_copy(update={"threads": self.threads})
