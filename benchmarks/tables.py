@@ -154,7 +154,8 @@ def asking_table(figures: dict[str, Any]) -> str:
         lines += [
             "",
             f"End to end with nothing recorded: SmolLM2-135M behind a server on loopback, {end['asked']} chosen sessions of "
-            f"MovieLens-100K, {end['minutes']:.1f} minutes on two cores; {end['usable']} replies could be used, {end['repaired']} of them mended. "
+            f"MovieLens-100K, {end['minutes']:.1f} minutes on two cores; {end['usable']} replies could be used, "
+            f"{end['repaired']} of them mended. "
             f"`{end['command']}`.",
         ]
     return "\n".join(lines)
