@@ -8,55 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from distilrec.config import LossSettings, TrainSettings, checked
+from distilrec.config import LossSettings
 from distilrec.data.batching import Batch
-from distilrec.data.dataset import Dataset
-from distilrec.errors import ConfigError, InputError
-from distilrec.knowledge.store import Knowledge
 from distilrec.losses.objective import Objective
-from distilrec.methods.base import Method
 from distilrec.methods.de import DE, DESettings, Experts, gumbel_softmax, some_of
 from distilrec.methods.item_vectors import principal
-from distilrec.methods.plain import Plain, PlainSettings
-from distilrec.students import STUDENTS
-from distilrec.students.base import ItemTable, build_student
+from distilrec.students.base import ItemTable
 from distilrec.training.checkpoint import load_checkpoint, save_checkpoint
-from distilrec.training.tasks import Task
-
-N_ITEMS, WIDTH = 15, 6
-NAMED = [2, 3, 4, 5, 8, 9, 12]
-
-
-def batch() -> Batch:
-    """Names the items `NAMED`: behind the ends of histories stand 0 and 7, and one item is masked."""
-    histories = torch.tensor([[3, 4, 3, 8], [5, -1, 0, 7]])
-    targets = torch.tensor([4, 9, 12, 2, 9])
-    return Batch(histories, torch.tensor([4, 2]), torch.tensor([0, 1, 2, 4, 5]), targets, torch.arange(5))
-
-
-def knowledge(vectors: Tensor | None) -> Knowledge:
-    nothing = np.empty((0, 0))
-    return Knowledge({}, np.empty(0, dtype=np.int64), nothing.astype(np.int64), nothing, vectors)
-
-
-def teacher(seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(N_ITEMS, 11, generator=generator, dtype=torch.float64) * 3 + 2
-
-
-def student(seed: int = 5) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    states = torch.randn(5, WIDTH, dtype=torch.float64, generator=generator, requires_grad=True)
-    table = torch.randn(N_ITEMS, WIDTH, dtype=torch.float64, generator=generator, requires_grad=True)
-    return states, table
-
-
-def ready(method: Method, loss: str = "ce", width: int = WIDTH) -> Method:
-    torch.manual_seed(0)
-    method.objective = Objective(LossSettings(name=loss), torch.arange(1, N_ITEMS + 1))
-    table = ItemTable(N_ITEMS, width)
-    assert method.item_embedding(table) is table
-    return method.double()
+from fixtures_vectors import NAMED, batch, knowledge, ready, student, teacher
 
 
 def de(vectors: Tensor | None = None, **changes: Any) -> DE:
@@ -247,55 +206,3 @@ def test_two_experts_may_tie() -> None:
     torch.testing.assert_close(chosen.sum(dim=1), torch.ones(1000))
     (gradient,) = torch.autograd.grad(chosen.square().sum(), logits)
     assert torch.isfinite(gradient).all()
-
-
-@pytest.mark.parametrize("loss", ["ce", "dro", "bce", "sampled_softmax"])
-def test_weight_zero_is_the_plain_method(loss: str) -> None:
-    for said in (None, knowledge(teacher())):
-        method = ready(DE(DESettings(weight=0), said), loss)
-        plain = ready(Plain(PlainSettings(), None), loss)
-        assert not list(method.parameters())
-        assert not list(method.buffers())
-        found = []
-        for kind in (method, plain):
-            torch.manual_seed(3)
-            asked = kind.required_objective().draw(batch())
-            states, table = student()
-            parts = kind.loss(asked, states, table)
-            found.append([*parts.values(), *torch.autograd.grad(sum(parts.values()), (states, table))])
-        assert all(torch.equal(got, want) for got, want in zip(*found, strict=True))
-
-
-def test_missing_item_vectors() -> None:
-    assert DE.needs_of(DESettings()) == {"item_vectors"}
-    assert not DE.needs_of(DESettings(weight=0))
-    with pytest.raises(InputError, match="de needs item vectors and this teacher gave none"):
-        DE(DESettings(), knowledge(None))
-    with pytest.raises(InputError, match="item_vectors.*Annotate first"):
-        DE(DESettings(), None)
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [{"weight": -1}, {"experts": 0}, {"end_temperature": 0}, {"anneal_steps": 0}, {"sample": 0}, {"exprts": 1}],
-)
-def test_wrong_settings(settings: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match=next(iter(settings))):
-        checked(DESettings, settings, where="method")
-
-
-@pytest.mark.parametrize("student_name", list(STUDENTS))
-def test_with_every_student(student_name: str, tiny_dataset: Dataset) -> None:
-    torch.manual_seed(0)
-    settings = {"hidden_size": 16, "max_length": 12, "dropout": 0.0}
-    model = build_student(student_name, settings, tiny_dataset.n_items, STUDENTS)
-    before = set(model.state_dict())
-    method = DE(DESettings(), knowledge(torch.randn(tiny_dataset.n_items, 9)))
-    model.item_table = method.item_embedding(model.item_table)
-    train = TrainSettings(batch_tokens=256)
-    task = Task(model, tiny_dataset, train, seed=0, validate=lambda _model: {}, method=method)
-    parts = task(next(task.epoch(1)[1](0)))
-    torch.stack(list(parts.values())).sum().backward()
-    assert all(torch.isfinite(part) for part in parts.values())
-    assert all(parameter.grad is not None and parameter.grad.any() for parameter in task.parameters())
-    assert set(model.state_dict()) == before

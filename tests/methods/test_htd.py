@@ -9,56 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from distilrec.config import LossSettings, TrainSettings, checked
+from distilrec.config import LossSettings
 from distilrec.data.batching import Batch
-from distilrec.data.dataset import Dataset
-from distilrec.errors import ConfigError, InputError
-from distilrec.knowledge.store import Knowledge
 from distilrec.losses.objective import Objective
-from distilrec.methods.base import Method
 from distilrec.methods.de import Experts
 from distilrec.methods.htd import HTD, HTDSettings
 from distilrec.methods.item_vectors import principal
-from distilrec.methods.plain import Plain, PlainSettings
 from distilrec.methods.topology import hierarchical_topology
-from distilrec.students import STUDENTS
-from distilrec.students.base import ItemTable, build_student
-from distilrec.training.tasks import Task
-
-N_ITEMS, WIDTH = 15, 6
-NAMED = [2, 3, 4, 5, 8, 9, 12]
-
-
-def batch() -> Batch:
-    """Names the items `NAMED`: behind the ends of histories stand 0 and 7, and one item is masked."""
-    histories = torch.tensor([[3, 4, 3, 8], [5, -1, 0, 7]])
-    targets = torch.tensor([4, 9, 12, 2, 9])
-    return Batch(histories, torch.tensor([4, 2]), torch.tensor([0, 1, 2, 4, 5]), targets, torch.arange(5))
-
-
-def knowledge(vectors: Tensor | None) -> Knowledge:
-    nothing = np.empty((0, 0))
-    return Knowledge({}, np.empty(0, dtype=np.int64), nothing.astype(np.int64), nothing, vectors)
-
-
-def teacher(seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(N_ITEMS, 11, generator=generator, dtype=torch.float64) * 3 + 2
-
-
-def student(seed: int = 5) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    states = torch.randn(5, WIDTH, dtype=torch.float64, generator=generator, requires_grad=True)
-    table = torch.randn(N_ITEMS, WIDTH, dtype=torch.float64, generator=generator, requires_grad=True)
-    return states, table
-
-
-def ready(method: Method, loss: str = "ce", width: int = WIDTH) -> Method:
-    torch.manual_seed(0)
-    method.objective = Objective(LossSettings(name=loss), torch.arange(1, N_ITEMS + 1))
-    table = ItemTable(N_ITEMS, width)
-    assert method.item_embedding(table) is table
-    return method.double()
+from distilrec.students.base import ItemTable
+from fixtures_vectors import NAMED, batch, knowledge, ready, student, teacher
 
 
 def htd(vectors: Tensor | None = None, **changes: Any) -> HTD:
@@ -226,54 +185,3 @@ def test_every_setting_and_the_teacher_count() -> None:
     found = [parts_of(**variant)["topology"].item() for variant in variants]
     assert len({round(value, 9) for value in found}) == len(variants), found
     assert len({parts_of(**variant)["target"].item() for variant in variants}) == 1
-
-
-@pytest.mark.parametrize("loss", ["ce", "dro", "bce", "sampled_softmax"])
-def test_weight_zero_is_the_plain_method(loss: str) -> None:
-    for said in (None, knowledge(teacher())):
-        method = ready(HTD(HTDSettings(weight=0), said), loss)
-        plain = ready(Plain(PlainSettings(), None), loss)
-        assert not list(method.parameters())
-        assert not list(method.buffers())
-        found = []
-        for kind in (method, plain):
-            torch.manual_seed(3)
-            asked = kind.required_objective().draw(batch())
-            states, table = student()
-            parts = kind.loss(asked, states, table)
-            found.append([*parts.values(), *torch.autograd.grad(sum(parts.values()), (states, table))])
-        assert all(torch.equal(got, want) for got, want in zip(*found, strict=True))
-
-
-def test_missing_item_vectors() -> None:
-    assert HTD.needs_of(HTDSettings()) == {"item_vectors"}
-    assert not HTD.needs_of(HTDSettings(weight=0))
-    with pytest.raises(InputError, match="htd needs item vectors and this teacher gave none"):
-        HTD(HTDSettings(), knowledge(None))
-    with pytest.raises(InputError, match="item_vectors.*Annotate first"):
-        HTD(HTDSettings(), None)
-
-
-@pytest.mark.parametrize(
-    "settings", [{"weight": -1}, {"gamma": 1}, {"groups": 0}, {"temperature": 0}, {"level": "both"}, {"gama": 0.5}]
-)
-def test_wrong_settings(settings: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match=next(iter(settings))):
-        checked(HTDSettings, settings, where="method")
-
-
-@pytest.mark.parametrize("student_name", list(STUDENTS))
-def test_with_every_student(student_name: str, tiny_dataset: Dataset) -> None:
-    torch.manual_seed(0)
-    settings = {"hidden_size": 16, "max_length": 12, "dropout": 0.0}
-    model = build_student(student_name, settings, tiny_dataset.n_items, STUDENTS)
-    before = set(model.state_dict())
-    method = HTD(HTDSettings(), knowledge(torch.randn(tiny_dataset.n_items, 9)))
-    model.item_table = method.item_embedding(model.item_table)
-    train = TrainSettings(batch_tokens=256)
-    task = Task(model, tiny_dataset, train, seed=0, validate=lambda _model: {}, method=method)
-    parts = task(next(task.epoch(1)[1](0)))
-    torch.stack(list(parts.values())).sum().backward()
-    assert all(torch.isfinite(part) for part in parts.values())
-    assert all(parameter.grad is not None and parameter.grad.any() for parameter in task.parameters())
-    assert set(model.state_dict()) == before

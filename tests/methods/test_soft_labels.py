@@ -19,10 +19,8 @@ from distilrec.knowledge.store import NOTHING, Knowledge
 from distilrec.losses.objective import Objective
 from distilrec.methods import soft_labels
 from distilrec.methods.soft_labels import SoftLabels, SoftLabelsSettings, entropy, listed_divergence
+from fixtures_rankings import LISTS, LOSSES, N_ITEMS, student, with_negatives
 
-N_ITEMS, WIDTH = 15, 6
-LISTS = {2: [3, 1, 7, 9, 12], 3: [5], 5: [0, 8, 14], 8: [11, 4, 2, 6, 13], 9: [10, 9]}
-LOSSES = ("ce", "dro", "bce", "sampled_softmax")
 SETTINGS: list[dict[str, Any]] = [
     {},
     {"temperature": 2.5},
@@ -55,23 +53,10 @@ def batch(examples: Sequence[int] = (1, 2, 3, 4, 5, 9, 8, 99)) -> Batch:
     return Batch(unused, unused, unused, targets, torch.tensor(examples))
 
 
-def student(total: int = 8) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(5)
-    states = torch.randn(total, WIDTH, dtype=torch.float64, generator=generator, requires_grad=True)
-    table = torch.randn(N_ITEMS, WIDTH, dtype=torch.float64, generator=generator, requires_grad=True)
-    return states, table
-
-
 def method_of(changes: dict[str, Any], said: Knowledge | None = None, loss: str = "ce") -> SoftLabels:
     method = SoftLabels(SoftLabelsSettings.model_validate(changes), said if said is not None else knowledge())
     method.objective = Objective(LossSettings(name=loss, negatives=4), torch.arange(1, N_ITEMS + 1))
     return method
-
-
-def with_negatives(method: SoftLabels, asked: Batch) -> Batch:
-    torch.manual_seed(0)
-    assert method.objective is not None
-    return method.objective.draw(asked)
 
 
 def naive(states: Tensor, table: Tensor, asked: Batch, said: Knowledge, settings: SoftLabelsSettings) -> Tensor:
