@@ -21,9 +21,22 @@ def log_rows(content: Mapping[str, Any], address: str) -> None:
 
     Args:
         content: of results.json.
-        address: of the tracking server, or a folder.
+        address: of the tracking server or data base, for example sqlite:///mlflow.db.
+
+    Raises:
+        ConfigError: mlflow is missing, or does not take the rows there.
     """
     mlflow = need_mlflow()
+    try:
+        _log(mlflow, content, address)
+    except mlflow.MlflowException as error:
+        line = str(error).splitlines()[0]
+        raise ConfigError(
+            f"mlflow: {line}", where=address, remedy="The report is written; give another address and run again."
+        ) from None
+
+
+def _log(mlflow: Any, content: Mapping[str, Any], address: str) -> None:
     mlflow.set_tracking_uri(address)
     mlflow.set_experiment(f"distilrec compare {content['name']}")
     for row in content["rows"]:
