@@ -35,6 +35,7 @@ from distilrec.errors import ConfigError
 from distilrec.evaluation.metrics import gain
 from distilrec.methods import METHODS
 from distilrec.methods.base import Method
+from distilrec.pipeline import Pipeline
 from distilrec.pipeline.names import named
 from distilrec.pipeline.space import Range, with_values
 from distilrec.students import STUDENTS
@@ -46,10 +47,14 @@ Values = dict[str, Any]  # key of a setting -> value
 
 
 class TuneSettings(Settings):
-    """How every combination is tuned: `trials` settings each, the first as given; see `distilrec.compare.matrix`."""
+    """How every combination is tuned: `trials` settings each, the first as given; see `distilrec.compare.matrix`.
+
+    `space`: keys of `train` and `student`, for all; `students` and `methods`: settings of some, by label.
+    """
 
     trials: int = Field(1, ge=1)
     space: dict[str, Range | list[Any]] = {}
+    students: dict[str, dict[str, Range | list[Any]]] = {}
     methods: dict[str, dict[str, Range | list[Any]]] = {}
 
 
@@ -74,6 +79,13 @@ class CompareSettings(Settings):
         for name in (*self.datasets, *self.students, *self.methods, *self.teachers):
             if not name or "/" in name or name != name.strip():
                 raise ValueError(f"{name!r} cannot be a label: no slash, no blanks at its ends")
+        for group, some in (("students", self.students), ("methods", self.methods)):
+            for name in getattr(self.tune, group):
+                if name not in some:
+                    raise ValueError(f"tune.{group} names {name!r}, which is none of the {group}")
+        for key in self.tune.space:
+            if not key.startswith(("train.", "student.")):
+                raise ValueError(f"tune.space holds keys of train and student, not {key!r}")
         for metric in self.metrics:
             gain(metric, np.ones(1, np.int64))
         return self
@@ -111,10 +123,10 @@ class Matrix:
         self.combinations = list(self._combinations())
         for name in settings.datasets:  # all that can be wrong in a setting is said before any work
             for teacher in settings.teachers:
-                self.teacher_config(name, teacher)
+                Pipeline(self.teacher_config(name, teacher), Path())
         for one in self.combinations:
             for number in range(settings.tune.trials):
-                self.config(one, settings.seeds[0], self.trial(one, number))
+                Pipeline(self.config(one, settings.seeds[0], self.trial(one, number)), Path())
 
     def _combinations(self) -> Iterator[Combination]:
         some = self.settings
@@ -200,7 +212,7 @@ class Matrix:
             }
         content["student"] = {"name": _name(some.students, one.student), **_own(student)}
         content["method"] = {"name": kind.name, **_own(method)}
-        content["distil"] = merged(content["train"], own)
+        content["distil"] = merged(merged(content["train"], content.get("distil") or {}), own)
         content |= {"name": self.run_name(one, seed), "seed": seed}
         config = load_config(None, [], content)
         if kind.name == PLAIN:
@@ -222,9 +234,13 @@ class Matrix:
         if number == 0:
             return {}
         kind = self.kind(one.method)
-        own = {f"method.{key}": part for key, part in self.settings.tune.methods.get(one.method, {}).items()}
-        shared = self.settings.tune.space
-        found = {key: _draw(part, self.settings.seeds[0], number, key) for key, part in {**shared, **own}.items()}
+        tune = self.settings.tune
+        parts = {
+            **tune.space,
+            **{f"student.{key}": part for key, part in tune.students.get(one.student, {}).items()},
+            **{f"method.{key}": part for key, part in tune.methods.get(one.method, {}).items()},
+        }
+        found = {key: _draw(part, self.settings.seeds[0], number, key) for key, part in parts.items()}
         return {key: value for key, value in found.items() if not (kind.fine_tunes and key.startswith("student."))}
 
     def trials_of(self, one: Combination) -> list[Values]:

@@ -9,6 +9,7 @@ everything before the next, so that a comparison that is broken off is a smaller
 
 import multiprocessing
 import os
+import signal
 import statistics
 import sys
 import threading
@@ -234,6 +235,7 @@ class Workers:
             self._fill(plan)
             busy = [worker for worker in self._workers if worker is not None and worker.job is not None]
             if not busy:
+                plan.give_up(())  # nothing is left, or nothing that could start
                 return
             for worker in self._answered(busy, deadline):
                 job, seconds, answer = self._take(worker)
@@ -353,6 +355,7 @@ def _work(
     settings: dict[str, Any], folder: str, root: str, place: int, count: int, log: str, pipe: "Connection[Any, Any]"
 ) -> None:
     """Do jobs until there are no more; runs in a process of its own."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told too, and ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
     devices = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     if len(devices) > 1:
