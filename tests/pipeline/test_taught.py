@@ -1,0 +1,58 @@
+"""A run can learn from another run's teacher: nothing is taught or asked twice, and a method that asks about few is given those."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from distilrec.config import Config, checked
+from distilrec.pipeline import Pipeline
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> dict[str, Any]:
+    log, titles = tmp_path / "log.csv", tmp_path / "titles.csv"
+    rows = [f"u{user:02d},i{(user + 5 * n) % 12:02d},{100 * n + user}" for n in range(9) for user in range(24)]
+    log.write_text("user_id,item_id,timestamp\n" + "\n".join(rows) + "\n")
+    titles.write_text("item_id,title\n" + "".join(f"i{item:02d},Title i{item:02d}\n" for item in range(12)))
+    return {
+        "data": {"interactions": log, "items": titles, "filters": {"k_core_user": 1, "k_core_item": 1}},
+        "student": {"name": "fpmc", "hidden_size": 8},
+        "train": {"epochs": 2, "batch_tokens": 64, "learning_rate": 0.01},
+        "teach": {"epochs": 1, "batch_tokens": 64, "learning_rate": 0.01},
+        "teacher": {"name": "conventional", "recommender": {"name": "gru4rec", "hidden_size": 12, "max_length": 8}},
+        "annotate": {"top_k": 5},
+        "evaluate": {"bootstrap": 10, "timing_users": 4},
+    }
+
+
+def run_of(settings: dict[str, Any], root: Path, method: Any, seed: int, taught: Pipeline | None = None) -> Pipeline:
+    content = {**settings, "method": method, "seed": seed}
+    return Pipeline(checked(Config, content, where="test"), root, taught=taught)
+
+
+def test_a_student_of_another_seed_learns_from_the_same_teacher(settings: dict[str, Any], tmp_path: Path) -> None:
+    teacher = run_of(settings, tmp_path / "teacher", "plain", 1)
+    student = run_of(settings, tmp_path / "student", "soft_labels", 2, teacher)
+    _ = student.distilled
+    assert student.knowledge is teacher.knowledge
+    assert student.data is teacher.data
+    assert sorted(path.name.split("-")[0] for path in (tmp_path / "student").glob("*-*")) == ["distilled"]
+    own = run_of(settings, tmp_path / "own", "soft_labels", 1)
+    alike = run_of(settings, tmp_path / "alike", "soft_labels", 1, teacher)
+    for ours, theirs in zip(own.distilled.parameters(), alike.distilled.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_method_that_asks_about_few_is_given_those(settings: dict[str, Any], tmp_path: Path) -> None:
+    teacher = run_of(settings, tmp_path / "teacher", "plain", 1)
+    student = run_of(settings, tmp_path / "student", {"name": "alkdrec", "budget": 6, "policy": "random"}, 2, teacher)
+    asked = student.knowledge.examples
+    assert len(asked) == 6
+    assert set(asked) < set(teacher.knowledge.examples)
+    place = np.searchsorted(teacher.knowledge.examples, asked)
+    assert np.array_equal(student.knowledge.items, teacher.knowledge.items[place])
+    _ = student.distilled
+    assert student.stages["knowledge"].key == teacher.stages["knowledge"].key
