@@ -5,7 +5,7 @@ rank = 1 + number of other items that score at least as high as the target: ties
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -104,11 +104,12 @@ def rank_and_top(
     *,
     batch_tokens: int = 16_384,
     filter_seen: bool = False,
+    ranked: Callable[[int], None] = lambda _count: None,
 ) -> tuple[Ints, Ints]:
     """Return the ranks of the targets, [n], and each example's k best items, [n, k], from one scoring of the catalogue.
 
     See `target_ranks` and `top_items`. A target that stands in its own history keeps its rank under `filter_seen`, but is
-    not among the best items then.
+    not among the best items then. `ranked` is told how many more examples are done, for progress.
     """
     k = min(k, dataset.n_items)
     ranks = np.zeros(len(examples), dtype=np.int64)
@@ -125,6 +126,7 @@ def rank_and_top(
             best[places] = best_columns(scores, k).cpu().numpy()
         scores.scatter_(1, targets, own)
         ranks[places] = scores.shape[1] - _count(scores < own)  # what is not below counts: ties, the target, no numbers
+        ranked(len(places))
     return ranks, best
 
 

@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def evaluate(dataset: Dataset, entries: list[Entry], config: Config, folder: Pat
     examples = np.asarray(dataset.examples("test"))
     ranks, tops, rows = {}, {}, []
     deepest = max(*settings.cutoffs, _TOP_SHOWN)
-    with bar("evaluate", len(entries)) as progress:
+    with bar("evaluate", len(entries) * len(examples)) as progress:
         for entry in entries:
             own, top = rank_and_top(
                 entry.scorer,
@@ -52,6 +53,7 @@ def evaluate(dataset: Dataset, entries: list[Entry], config: Config, folder: Pat
                 deepest,
                 batch_tokens=settings.batch_tokens,
                 filter_seen=settings.filter_seen,
+                ranked=partial(progress.advance, note=entry.role),
             )
             timing = time_ranking(
                 entry.scorer, dataset, examples, users=settings.timing_users, batch_tokens=settings.batch_tokens
@@ -67,7 +69,6 @@ def evaluate(dataset: Dataset, entries: list[Entry], config: Config, folder: Pat
                     "latency_ms": timing.latency_ms,
                 }
             )
-            progress.advance(note=entry.role)
     results = {
         "dataset": described(dataset, examples),
         "protocol": {
