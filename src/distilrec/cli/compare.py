@@ -3,19 +3,26 @@
 import math
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from distilrec.cli.stages import Out
+from distilrec.cli.stages import Log, Out, Texts
 from distilrec.errors import ConfigError
 from distilrec.files import locked
 from distilrec.progress import console, say
 
+if TYPE_CHECKING:
+    from distilrec.compare.matrix import Matrix
+
 
 def compare(
-    config: Annotated[Path, typer.Argument(help="YAML file with the matrix; docs/compare.md says what it holds.")],
+    config: Annotated[
+        Path | None, typer.Argument(help="YAML file with the matrix; docs/compare.md says what it holds.")
+    ] = None,
+    interactions: Log = None,
+    items: Texts = None,
     jobs: Annotated[
         int, typer.Option("--jobs", min=1, help="Trainings at a time, one a device or share of the cores.")
     ] = 1,
@@ -26,13 +33,15 @@ def compare(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be trained; train nothing.")] = False,
     out: Out = Path("runs"),
 ) -> None:
-    """Compare students, methods and teachers over seeds; OUT/NAME/report.html says which to take."""
-    from distilrec.compare.matrix import read_matrix  # torch loads only for who compares
+    """Compare students, methods and teachers over seeds; OUT/NAME/report.html says which to take.
+
+    Without a file, --interactions and --items are compared on: three students, plain and taught by a small language model.
+    """
     from distilrec.compare.report import write_comparison
     from distilrec.compare.schedule import Plan, Workers
-    from distilrec.compare.work import Workshop
+    from distilrec.compare.work import Workshop  # torch loads only for who compares
 
-    matrix = read_matrix(config)
+    matrix = _matrix(config, interactions, items)
     plan = Plan(matrix)
     root = out / matrix.settings.name
     for line in matrix.left_out:
@@ -51,6 +60,9 @@ def compare(
         need_mlflow()
     deadline = math.inf if budget_minutes is None else time.monotonic() + 60 * budget_minutes
     with locked(root / ".lock", "this comparison"):
+        shared = Workshop(matrix, root)
+        # What is wrong with the data is said now, not by a worker.
+        datasets = {name: shared.shared(name, None).data for name in matrix.settings.datasets}
         workers = Workers(matrix, root, jobs)
         try:
             workers.run(plan, deadline)
@@ -62,15 +74,30 @@ def compare(
             raise ConfigError(
                 f"nothing was measured: {reasons}", remedy=f"{root / 'logs'} says more; the same command goes on."
             )
-        shared = Workshop(matrix, root)
-        measured = {one.dataset for one, _seed in plan.outcome.trained}
-        datasets = {name: shared.shared(name, None).data for name in matrix.settings.datasets if name in measured}
         content = write_comparison(matrix, plan.outcome, datasets, root)
     _show(content, root)
     if mlflow is not None:
         from distilrec.compare.tracking import log_rows
 
         log_rows(content, mlflow)
+
+
+def _matrix(config: Path | None, interactions: Path | None, items: Path | None) -> "Matrix":
+    """Return what a file says is compared, or the matrix for a log."""
+    from distilrec.compare.matrix import matrix_for_log, read_matrix
+
+    if (config is None) == (interactions is None):
+        raise ConfigError(
+            "what is compared must come from one place.",
+            remedy="Give a YAML file, or --interactions LOG with --items ITEMS.",
+        )
+    if config is not None:
+        if items is not None:
+            raise ConfigError(
+                "--items belongs to --interactions.", remedy="Name the files under datasets in the YAML file."
+            )
+        return read_matrix(config)
+    return matrix_for_log(interactions or Path(), items)
 
 
 def _show(content: dict[str, Any], root: Path) -> None:

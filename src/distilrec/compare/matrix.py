@@ -22,6 +22,7 @@ validation decides.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +276,29 @@ def read_matrix(path: Path) -> Matrix:
         ConfigError: see `Matrix`; unreadable file.
     """
     return Matrix(checked(CompareSettings, read_yaml(path), where=str(path)))
+
+
+def matrix_for_log(interactions: Path, items: Path | None) -> Matrix:
+    """Return the matrix that a log of one's own is compared on: compare.yaml over defaults.yaml, both of the package."""
+    defaults, own = (
+        yaml.safe_load(files("distilrec").joinpath(name).read_text(encoding="utf-8"))
+        for name in ("defaults.yaml", "compare.yaml")
+    )
+    name = _safe(interactions.name.split(".")[0]).strip("-._") or "log"
+    base = {
+        key: value
+        for key, value in defaults.items()
+        if key in _PARTS and key not in ("data", "student", "teacher", "method")
+    }
+    data = {
+        **(defaults.get("data") or {}),
+        "interactions": str(interactions),
+        "items": None if items is None else str(items),
+    }
+    teachers = {name: merged({key: value for key, value in defaults["teacher"].items() if key != "name"}, settings or {})
+                for name, settings in own["teachers"].items()}  # fmt: skip
+    content = {**own, "teachers": teachers, "name": f"compare-{name}", "base": base, "datasets": {name: {"data": data}}}
+    return Matrix(checked(CompareSettings, content, where="compare.yaml"))
 
 
 def dumped(settings: CompareSettings) -> str:
