@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures_compare import tiny, write_yaml
 
 from distilrec import progress
 from distilrec.cli.main import main
-from fixtures_compare import tiny, write_yaml
 
 N_ITEMS, N_USERS = 12, 24
 
@@ -43,7 +43,9 @@ def toy_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """24 users with 9 items each out of 12; after item x comes (x + 5) mod 12."""
     folder = tmp_path_factory.mktemp("toy")
     log, titles = folder / "log.csv", folder / "titles.csv"
-    rows = [f"u{user:02d},i{(user + 5 * n) % N_ITEMS:02d},{100 * n + user}" for n in range(9) for user in range(N_USERS)]
+    rows = [
+        f"u{user:02d},i{(user + 5 * n) % N_ITEMS:02d},{100 * n + user}" for n in range(9) for user in range(N_USERS)
+    ]
     log.write_text("user_id,item_id,timestamp\n" + "\n".join(rows) + "\n")
     titles.write_text("item_id,title\n" + "".join(f"i{item:02d},Title i{item:02d}\n" for item in range(N_ITEMS)))
     return {"interactions": str(log), "items": str(titles), "filters": {"k_core_user": 1, "k_core_item": 1}}
@@ -57,9 +59,14 @@ def content(toy_data: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture
 def compare(tmp_path: Path) -> Iterator[Cli]:
-    """Return `compare(content, *words)`: writes the YAML file, runs `distilrec compare FILE words... --out runs`."""
+    """Return `compare(content, *words)`: writes the YAML file, if any, runs `distilrec compare FILE words...`."""
     with command_line() as run:
-        yield lambda content, *words: run(write_yaml(tmp_path / "compare.yaml", content), tmp_path / "runs", *words)
+
+        def written(content: dict[str, Any] | None, *words: object) -> Done:
+            file = [] if content is None else [write_yaml(tmp_path / "compare.yaml", content)]
+            return run(tmp_path / "runs", *file, *words)
+
+        yield written
 
 
 @pytest.fixture(scope="session")
@@ -67,17 +74,17 @@ def whole(tmp_path_factory: pytest.TempPathFactory, toy_data: dict[str, Any]) ->
     """The tiny comparison, run once in one go with two workers."""
     folder = tmp_path_factory.mktemp("whole")
     with command_line() as run:
-        return run(write_yaml(folder / "compare.yaml", tiny(toy_data)), folder / "runs", "--jobs", 2)
+        return run(folder / "runs", write_yaml(folder / "compare.yaml", tiny(toy_data)), "--jobs", 2)
 
 
 @contextmanager
 def command_line() -> Iterator[Cli]:
     before = signal.getsignal(signal.SIGTERM)
 
-    def run(config: Path, runs: Path, *words: object) -> Done:
+    def run(runs: Path, *words: object) -> Done:
         said = StringIO()
         with pytest.MonkeyPatch.context() as patch, redirect_stderr(said), pytest.raises(SystemExit) as stopped:
-            patch.setattr(sys, "argv", ["distilrec", "compare", str(config), *map(str, words), "--out", str(runs)])
+            patch.setattr(sys, "argv", ["distilrec", "compare", *map(str, words), "--out", str(runs)])
             patch.setattr(progress.console, "_file", None)  # whatever standard error is at the time
             main()
         assert isinstance(stopped.value.code, int)

@@ -1,6 +1,7 @@
-"""A small matrix, and what its jobs would have left: ranks and best items that were chosen by hand, in files as a worker writes them."""
+"""A small matrix, and what its jobs would have left: ranks chosen by hand, in files as a worker writes them."""
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ Key = tuple[str | None, str | None, str | None]  # labels of student, method and
 
 
 def tiny(data: dict[str, Any]) -> dict[str, Any]:
-    """Return a comparison of 2 students x 4 methods, 2 trials each on seed 1, then seed 2: 1 teacher and 24 trainings."""
+    """Return 2 students x 4 methods, 2 trials each on seed 1, then seed 2: 1 teacher and 24 trainings."""
     return {
         "name": "tiny",
         "base": {
@@ -29,7 +30,7 @@ def tiny(data: dict[str, Any]) -> dict[str, Any]:
             "annotate": {"top_k": 5},
             "evaluate": {"filter_seen": True, "timing_users": 4},
         },
-        "datasets": {"toy": {"data": data}},
+        "datasets": {"toy": {"data": deepcopy(data)}},
         "students": {
             "sasrec": {"hidden_size": 8, "max_length": 8, "blocks": 1, "heads": 1},
             "fpmc": {"hidden_size": 8, "max_length": 8},
@@ -55,7 +56,7 @@ def write_yaml(path: Path, content: dict[str, Any]) -> Path:
 
 
 def matrix_of(**changes: Any) -> Matrix:
-    """Return a matrix of one data set `toy`, student `a`, teacher `big`, methods plain and soft_labels; nothing is read from disk."""
+    """Return a matrix of data set `toy`, student `a`, teacher `big`, plain and soft_labels; no file is read."""
     content = {
         "datasets": {"toy": {"data": {"interactions": "log.csv"}}},
         "students": {"a": {"name": "sasrec"}},
@@ -79,7 +80,9 @@ def side_of(
 ) -> Measured:
     """Return what was measured of a combination: one list of ranks a seed, and its best items."""
     seeds = tuple(range(1, len(ranks) + 1))
-    best = [np.zeros((len(ranks[0]), 1), dtype=np.int64)] * len(ranks) if tops is None else [np.array(one) for one in tops]
+    best = (
+        [np.zeros((len(ranks[0]), 1), dtype=np.int64)] * len(ranks) if tops is None else [np.array(one) for one in tops]
+    )
     said = {"parameters": 100, "seconds": 60.0, "valid": 0.5, "asked": None, **found}
     name = "/".join(part for part in ("toy", student, method, teacher) if part)
     return Measured(
@@ -91,7 +94,7 @@ def side_of(
 def outcome_of(
     matrix: Matrix, dataset: Dataset, folder: Path, some: Mapping[Key, Sequence[Sequence[int]]], **found: Any
 ) -> Outcome:
-    """Write ranks as jobs do, one list a seed, and return what they would have reported. Without a student it is a teacher.
+    """Write ranks as jobs do, one list a seed, and return what they would have reported. No student: it is a teacher.
 
     Every best list is item 0 alone. Times are 1, 2, 3 ... ms a user in the order of `some`.
     """

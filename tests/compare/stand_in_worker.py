@@ -1,10 +1,11 @@
-"""What stands in for a worker process where only the parent is tested: it trains nothing, loads nothing, and does as it is told.
+"""Stands in for a worker process where only the parent is tested: trains nothing, loads nothing, does as it is told.
 
-`orders.json` in the comparison's folder says what becomes of a job: `die`, `hang` or an error; all others give an answer at once.
+`orders.json` in the comparison's folder says what becomes of a job: `die`, `hang` or an error; others answer at once.
 Every job writes a line into `jobs.log` when it begins and one when it ends.
 """
 
 import json
+import multiprocessing
 import os
 import signal
 import time
@@ -22,6 +23,8 @@ def name_of(job: dict[str, Any]) -> str:
 def work(_settings: dict[str, Any], _folder: str, root: str, place: int, _count: int, log: str, pipe: Any) -> None:
     """Take the place of `distilrec.compare.schedule._work`."""
     orders = json.loads((Path(root) / "orders.json").read_text())
+    deaf = signal.getsignal(signal.SIGINT) == signal.SIG_IGN or signal.SIGINT in signal.pthread_sigmask(0, [])
+    (Path(root) / f"worker-{place}-{'deaf' if deaf else 'hears'}").touch()
     while True:
         try:
             job = pipe.recv()
@@ -46,3 +49,31 @@ def note(root: str, line: str) -> None:
     handle = os.open(Path(root) / "jobs.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.write(handle, f"{line}\n".encode())
     os.close(handle)
+
+
+def start_busy(root: str) -> None:
+    """Be a parent whose worker, a true one this time, is at a job that takes ten minutes; `job.json` says which."""
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    settings = json.loads((Path(root) / "settings.json").read_text())
+    arguments = (settings, "", root, 0, 1, str(Path(root) / "worker.log"), theirs)
+    worker = spawn.Process(target=_busy, args=arguments, daemon=True)
+    worker.start()
+    (Path(root) / "pid").write_text(str(worker.pid))
+    ours.send(json.loads((Path(root) / "job.json").read_text()))
+    worker.join()
+
+
+def _busy(*arguments: Any) -> None:
+    from distilrec.compare import schedule
+
+    class Workshop:
+        def __init__(self, _matrix: Any, root: Path, _threads: Any) -> None:
+            self.root = root
+
+        def do(self, _job: Any) -> None:
+            note(str(self.root), "hanging")
+            time.sleep(600)
+
+    schedule.Workshop = Workshop  # type: ignore[assignment,misc]
+    schedule._work(*arguments)

@@ -1,4 +1,4 @@
-"""The plan: what may start when, what a failure takes with it, which trial is chosen, and what is left when time is over."""
+"""The plan: what may start when, what a failure takes with it, which trial is chosen, what is left when time is up."""
 
 import json
 from collections.abc import Callable
@@ -6,12 +6,12 @@ from dataclasses import asdict
 from typing import Any
 
 import pytest
+from fixtures_compare import tiny
 
 from distilrec.compare.matrix import Combination, CompareSettings, Matrix
 from distilrec.compare.schedule import Plan
 from distilrec.compare.work import Job, as_job
 from distilrec.config import checked
-from fixtures_compare import tiny
 
 Content = dict[str, Any]
 TEACHER = "toy/big"
@@ -67,7 +67,9 @@ def test_teachers_then_trials_on_the_first_seed_then_seed_by_seed(content: Conte
     assert plan.left == 0
     assert not plan.outcome.failed
     assert not plan.outcome.skipped
-    assert set(plan.outcome.trained) == {(combination, seed) for combination in map(one, content["methods"]) for seed in (1, 2, 3)}
+    assert set(plan.outcome.trained) == {
+        (combination, seed) for combination in map(one, content["methods"]) for seed in (1, 2, 3)
+    }
 
 
 def test_what_waits_for_what(content: Content) -> None:
@@ -124,7 +126,9 @@ def test_validation_decides_and_the_first_of_equals_wins(content: Content) -> No
         assert jobs[name].plain == drawn[1]
     assert jobs[label("alkdrec", 1, 3)].values == drawn[2]
     assert jobs[label("soft_labels", 2)].plain == {}
-    chosen = {combination.method: found["label"] for (combination, seed), found in plan.outcome.trained.items() if seed == 1}
+    chosen = {
+        combination.method: found["label"] for (combination, seed), found in plan.outcome.trained.items() if seed == 1
+    }
     assert chosen == {
         "plain": label("plain", 1, 2), "soft_labels": label("soft_labels", 1, 2), "alkdrec": label("alkdrec", 1, 1),
     }  # fmt: skip
@@ -223,8 +227,8 @@ def test_times_are_taken_of_one_seed_and_of_teachers_that_rank(content: Content)
         plan.done(job, {"valid": 1.0 if job.number == 1 else 0.5, **ranks})
     jobs = plan.timings()
     assert [job.label for job in jobs] == [
-        "toy/big (time)", "toy/sasrec/plain (time)", "toy/sasrec/soft_labels/big (time)", "toy/sasrec/alkdrec/big (time)",
-        "toy/sasrec/llmd4rec/big (time)",
+        "toy/big (time)", "toy/sasrec/plain (time)", "toy/sasrec/soft_labels/big (time)",
+        "toy/sasrec/alkdrec/big (time)", "toy/sasrec/llmd4rec/big (time)",
     ]  # fmt: skip
     assert {job.kind for job in jobs} == {"timing"}
     assert {job.seed for job in jobs} == {1}

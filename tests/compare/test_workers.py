@@ -3,17 +3,24 @@
 import itertools
 import json
 import multiprocessing
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
+import psutil
 import pytest
-
 import stand_in_worker
+from fixtures_compare import matrix_of
+
 from distilrec.compare import schedule
 from distilrec.compare.schedule import Plan, Workers
-from fixtures_compare import matrix_of
+from distilrec.compare.work import Job
 
 Run = Callable[..., tuple[Plan, Workers]]
 INFINITE = float("inf")
@@ -21,7 +28,7 @@ INFINITE = float("inf")
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Return `run(orders, count=..., deadline=...)`: a plan of 1 teacher and 2 methods on 2 seeds, done by stand-ins."""
+    """Return `run(orders, count=..., deadline=...)`: 1 teacher, 2 methods, 2 seeds, done by stand-ins."""
     monkeypatch.setattr(schedule, "_work", stand_in_worker.work)
 
     def start(orders: dict[str, str], *, count: int = 1, deadline: float = INFINITE) -> tuple[Plan, Workers]:
@@ -71,6 +78,17 @@ def test_a_worker_that_dies_ends_one_job_and_not_the_comparison(
     assert f"toy/a/soft_labels/big (seed 1): failed. {reason}" in capsys.readouterr().err
 
 
+def test_a_worker_leaves_an_interruption_to_its_parent_from_its_first_moment(run: Run, tmp_path: Path) -> None:
+    """Loading takes seconds, in which Ctrl-C in a terminal would end a worker with a traceback."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # where tests are a background job it is ignored
+    try:
+        run({})[1].close()
+        assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert [path.name for path in tmp_path.glob("worker-*-*")] == ["worker-0-deaf"]
+
+
 def test_an_error_is_told_and_the_same_worker_goes_on(run: Run, tmp_path: Path) -> None:
     plan, workers = run({"training plain 2": "the loss is nan."})
     workers.close()
@@ -98,7 +116,9 @@ def test_when_time_is_over_the_running_job_is_ended_and_the_rest_left(
     assert not plan.outcome.failed
     said = capsys.readouterr().err.splitlines()
     assert said[-1] == "time is over: 2 of 5 jobs are done, the same command goes on with the rest."
-    assert workers.each(plan.timings(), 0.1) == {}
+    workers.time(plan, 0.1)
+    assert not plan.outcome.timings
+    assert plan.outcome.skipped[3:] == ["toy/a/plain (time)"]
 
 
 def test_without_any_time_no_worker_is_started(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,15 +132,27 @@ def test_without_any_time_no_worker_is_started(run: Run, tmp_path: Path, capsys:
 def test_times_are_taken_one_after_the_other(run: Run, tmp_path: Path) -> None:
     plan, workers = run({"timing soft_labels": "no model."}, count=2)
     before = len(noted(tmp_path))
-    found = workers.each(plan.timings(), INFINITE)
+    workers.time(plan, INFINITE)
     workers.close()
-    assert found == {"toy/a/plain (time)": {"valid": 0.5, "ms_per_user": 1.0, "latency_ms": 2.0}}
+    assert plan.outcome.failed == {"toy/a/soft_labels/big (time)": "no model."}
+    assert plan.outcome.timings == {"toy/a/plain (time)": {"valid": 0.5, "ms_per_user": 1.0, "latency_ms": 2.0}}
     begun = noted(tmp_path)[before:]
     assert [line.split()[:3] for line in begun] == [
         ["begin", "timing", "plain"], ["end", "timing", "plain"],
         ["begin", "timing", "soft_labels"], ["end", "timing", "soft_labels"],
     ]  # fmt: skip
     assert len({line.rsplit(" ", 1)[1] for line in begun}) == 1
+
+
+@pytest.mark.parametrize(("deadline", "words"), [(INFINITE, "no model."), (-INFINITE, "time is over")])
+def test_times_that_are_missing_are_said(
+    run: Run, capsys: pytest.CaptureFixture[str], deadline: float, words: str
+) -> None:
+    plan, workers = run({"timing soft_labels": "no model."})
+    capsys.readouterr()
+    workers.time(plan, deadline)
+    workers.close()
+    assert words in capsys.readouterr().err
 
 
 def test_what_a_running_job_says_is_repeated_now_and_then(
@@ -137,3 +169,24 @@ def test_what_a_running_job_says_is_repeated_now_and_then(
     monkeypatch.setattr(schedule, "time", SimpleNamespace(monotonic=now))
     plan, _ = run({"training plain 1": "hang"}, deadline=1e9)  # ends when the line was said
     assert plan.outcome.skipped[0] == "toy/a/plain (seed 1)"
+
+
+def test_a_worker_at_work_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text(matrix_of().settings.model_dump_json())
+    (tmp_path / "job.json").write_text(json.dumps(asdict(Job("teacher", "toy", "big"))))
+    script = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import stand_in_worker; "
+    parent = subprocess.Popen([sys.executable, "-c", f"{script}stand_in_worker.start_busy({str(tmp_path)!r})"])
+    until = time.monotonic() + 120
+    while not (tmp_path / "jobs.log").exists():
+        assert parent.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    worker = psutil.Process(int((tmp_path / "pid").read_text()))
+    parent.kill()
+    parent.wait()
+    with suppress(psutil.NoSuchProcess):
+        while worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE:
+            if time.monotonic() > until:
+                worker.kill()
+                raise AssertionError("the worker is still at work")
+            time.sleep(0.01)

@@ -66,7 +66,7 @@ def compare(
         workers = Workers(matrix, root, jobs)
         try:
             workers.run(plan, deadline)
-            plan.outcome.timings = workers.each(plan.timings(), deadline)
+            workers.time(plan, deadline)
         finally:
             workers.close()
         if not plan.outcome.trained:

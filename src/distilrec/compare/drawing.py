@@ -117,12 +117,12 @@ def curves(some: Sequence[Curve], title: str, along: str, *, base: tuple[str, fl
     parts.append(
         f'<text class="tick" x="{90 + wide / 2:.0f}" y="{floor + 42}" text-anchor="middle">{escape(along)}</text>'
     )
-    ends: list[tuple[float, str]] = []
+    ends: list[tuple[float, str, str]] = []  # height, colour of the dot, name
     if base:
         parts.append(
             f'<line class="zero" stroke-dasharray="4 4" x1="90" y1="{y(base[1]):.1f}" x2="{90 + wide}" y2="{y(base[1]):.1f}"/>'
         )
-        ends.append((y(base[1]), f'<text x="{90 + wide + 12}" y="{{}}">{escape(base[0])}</text>'))
+        ends.append((y(base[1]), "", base[0]))
     shift = 0.006 * (right - left)
     for place, curve in enumerate(some):
         hue = _HUES[place % len(_HUES)]
@@ -134,13 +134,13 @@ def curves(some: Sequence[Curve], title: str, along: str, *, base: tuple[str, fl
                 f'<line x1="{x(px):.1f}" y1="{y(low):.1f}" x2="{x(px):.1f}" y2="{y(high):.1f}" stroke="{hue}" stroke-opacity="0.45"/>'
                 f'<circle cx="{x(px):.1f}" cy="{y(mean):.1f}" r="3.5" fill="{hue}"/>'
             )
-        last = own[-1]
-        mark = f'<circle cx="{90 + wide + 18}" cy="{{dot}}" r="4" fill="{hue}"/>'
-        ends.append((y(last[1]), f'{mark}<text x="{90 + wide + 28}" y="{{}}">{escape(curve.name)}</text>'))
+        ends.append((y(own[-1][1]), hue, curve.name))
     taken = 0.0
-    for height, markup in sorted(ends):
+    for height, hue, name in sorted(ends):
         taken = max(height, taken + 17)
-        parts.append(markup.replace("{dot}", f"{taken:.1f}").replace("{}", f"{taken + 4:.1f}"))
+        if hue:
+            parts.append(f'<circle cx="{90 + wide + 18}" cy="{taken:.1f}" r="4" fill="{hue}"/>')
+        parts.append(f'<text x="{90 + wide + 28}" y="{taken + 4:.1f}">{escape(name)}</text>')
     return _svg(tall, title, parts)
 
 

@@ -23,6 +23,7 @@ from distilrec.evaluation.metrics import Floats, Ints
 from distilrec.evaluation.significance import NOT_SIGNIFICANT, Side, compare, holm
 from distilrec.evaluation.stored import RANKS, read_ranks
 
+LEVEL = 0.95
 _SHOWN = ("hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20")
 
 
@@ -141,25 +142,25 @@ def rows_of(
     settings, by_key = matrix.settings, {one.key: one for one in some}
     rows, tests, spreads = [], [], Spreads(some)
     for one in some:
-        row = _figures(one, settings.metrics, settings.level, spreads)
-        row |= _groups(one, datasets[one.dataset], settings.metrics, settings.level)
-        row |= _costs(one, outcome)
+        row = _figures(one, settings.metrics, LEVEL, spreads)
+        row |= _groups(one, datasets[one.dataset], settings.metrics, LEVEL)
+        row |= _costs(one, outcome, in_rounds=_in_rounds(matrix, one))
         plain = by_key.get(_plain_key(matrix, one))
         if plain is not None and plain is not one:
             tests += [
                 (
                     row,
                     metric,
-                    crossed(plain.side, one.side, metric, level=settings.level, spread=spreads.of(metric, one)),
+                    crossed(plain.side, one.side, metric, level=LEVEL, spread=spreads.of(metric, one)),
                 )
                 for metric in settings.metrics
             ]
-            row |= _effects(plain, one, settings.metrics, settings.level)
+            row |= _effects(plain, one, settings.metrics)
             teacher = by_key.get((one.dataset, None, None, one.teacher))
             if teacher is not None:
-                row |= learnt(plain, one, teacher, settings.metrics[0])
+                row |= learnt(plain, one, teacher, settings.metrics[0], datasets[one.dataset].n_items)
         rows.append(row)
-    _put_tests(tests, settings.level)
+    _put_tests(tests, LEVEL)
     _same_speed(rows)
     order = {name: place for place, name in enumerate(settings.datasets)}
     return sorted(rows, key=lambda row: (order[row["dataset"]], -row["metrics"][settings.metrics[0]]))
@@ -203,8 +204,17 @@ def _figures(one: Measured, metrics: Sequence[str], level: float, spreads: Sprea
     }
 
 
-def _costs(one: Measured, outcome: Outcome) -> dict[str, Any]:
-    teacher = outcome.teachers.get((one.dataset, one.teacher), {}) if one.teacher is not None else {}
+def _in_rounds(matrix: Matrix, one: Measured) -> bool:
+    if one.student is None or one.method is None:
+        return False
+    return matrix.in_rounds(Combination(one.dataset, one.student, one.method, one.teacher))
+
+
+def _costs(one: Measured, outcome: Outcome, *, in_rounds: bool) -> dict[str, Any]:
+    """Return size, speed, time and money. A teacher that trains in rounds is the combination's own: nothing is shared or stored."""
+    stored = one.teacher is not None and not in_rounds
+    teacher = outcome.teachers.get((one.dataset, one.teacher or ""), {}) if stored else {}
+    own = float(np.median([found.get("teacher_seconds", 0.0) for found in one.found]))
     asked = one.found[0].get("asked")
     usd = teacher.get("usd", 0.0)
     if asked is not None and usd and asked < teacher["rows"]:  # a method that asks about some only pays for those
@@ -215,7 +225,7 @@ def _costs(one: Measured, outcome: Outcome) -> dict[str, Any]:
         "ms_per_user": one.timing.get("ms_per_user"),
         "latency_ms": one.timing.get("latency_ms"),
         "train_seconds": float(np.median([found["seconds"] for found in one.found])),
-        "teacher_seconds": teacher.get("seconds", 0.0) + teacher.get("knowledge_seconds", 0.0),
+        "teacher_seconds": own if in_rounds else teacher.get("seconds", 0.0) + teacher.get("knowledge_seconds", 0.0),
         "usd": usd,
     }
 
@@ -250,7 +260,7 @@ def _groups(one: Measured, dataset: Dataset, metrics: Sequence[str], level: floa
 def verdicts(p_values: Sequence[float], differences: Sequence[float], level: float) -> tuple[list[float], list[str]]:
     """Adjust p-values of a family after Holm; return them and what they say: better, worse or not significant."""
     adjusted = holm(p_values)
-    alpha = 1 - level
+    alpha = round(1 - level, 12)
     said = [
         NOT_SIGNIFICANT if p >= alpha else ("better" if difference > 0 else "worse")
         for p, difference in zip(adjusted, differences, strict=True)
@@ -267,26 +277,30 @@ def _put_tests(tests: Sequence[tuple[dict[str, Any], str, Crossed]], level: floa
         row.setdefault("verdict", {})[metric] = verdict
 
 
-def _effects(plain: Measured, one: Measured, metrics: Sequence[str], level: float) -> dict[str, Any]:
+def _effects(plain: Measured, one: Measured, metrics: Sequence[str]) -> dict[str, Any]:
     """Return what is said over users alone: effect size, and the p-value of the paired bootstrap, unadjusted."""
-    found = compare(plain.side, [one.side], list(metrics), level=level)
+    found = [gap for metric in metrics for gap in compare(plain.side, [one.side], [metric])]
     return {
         "effect_size": {gap.metric: gap.effect_size for gap in found},
         "users_p": {gap.metric: gap.bootstrap_p for gap in found},
     }
 
 
-def learnt(plain: Measured, one: Measured, teacher: Measured, metric: str) -> dict[str, Any]:
+def learnt(plain: Measured, one: Measured, teacher: Measured, metric: str, n_items: int) -> dict[str, Any]:
     """Return how much of the teacher came over: share of its gain kept, and how alike the best 20 items are, before and after.
 
-    The share is None where the teacher is not surely above the plain student: a share of nothing says nothing.
+    The share is None where the teacher is not surely above the plain student: a share of nothing says nothing. So are the others
+    where the best 20 are the whole catalogue.
     """
     before, after, taught = (float(gains_of(side.side, metric).mean()) for side in (plain, one, teacher))
     gap = crossed(plain.side, teacher.side, metric)
     sure = gap.p < 0.05 and gap.difference > 0
     return {
         "transfer": (after - before) / (taught - before) if sure else None,
-        "overlap": {"plain": overlap(plain.tops, teacher.tops[0]), "distilled": overlap(one.tops, teacher.tops[0])},
+        "overlap": {
+            name: overlap(side.tops, teacher.tops[0]) if side.tops[0].shape[1] < n_items else None
+            for name, side in (("plain", plain), ("distilled", one))
+        },
     }
 
 

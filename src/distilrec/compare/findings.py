@@ -99,7 +99,7 @@ def name_of(row: Mapping[str, Any]) -> str:
 def _opening(taken: Mapping[str, Any], champion: Mapping[str, Any], metric: str, by_key: Mapping[Any, Measured]) -> str:
     low, high = taken["ci95"][metric]
     said = f"Take {name_of(taken)}: {metric} {taken['metrics'][metric]:.4f} (95 % interval {low:.4f} to {high:.4f})."
-    if taken is champion:
+    if taken["metrics"][metric] >= champion["metrics"][metric]:
         return said + " No other row has a higher mean."
     gap = _gap(by_key, taken, champion, metric)
     return (
@@ -110,6 +110,8 @@ def _opening(taken: Mapping[str, Any], champion: Mapping[str, Any], metric: str,
 
 def _reasons(taken: Mapping[str, Any], own: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
     verdict = taken.get("verdict", {}).get(metric)
+    if verdict is None and taken["teacher"] is not None:
+        return ["The plain student beside it was not measured, so nothing is known of its gain."]
     if verdict is None:
         better = [
             row for row in own if row.get("verdict", {}).get(metric) == "better" and row["student"] == taken["student"]

@@ -34,6 +34,7 @@ from distilrec.config import Config, Settings, checked
 from distilrec.config_file import load_config, merged, read_yaml
 from distilrec.errors import ConfigError
 from distilrec.evaluation.metrics import gain
+from distilrec.files import hash_json
 from distilrec.methods import METHODS
 from distilrec.methods.base import Method
 from distilrec.pipeline import Pipeline
@@ -43,7 +44,7 @@ from distilrec.students import STUDENTS
 from distilrec.teachers import TEACHERS
 
 PLAIN = "plain"
-_PARTS = tuple(name for name in Config.model_fields if name not in ("name", "seed"))
+_PARTS = tuple(name for name in Config.model_fields if name not in ("name", "seed", "student", "teacher", "method"))
 Values = dict[str, Any]  # key of a setting -> value
 
 
@@ -58,9 +59,17 @@ class TuneSettings(Settings):
     students: dict[str, dict[str, Range | list[Any]]] = {}
     methods: dict[str, dict[str, Range | list[Any]]] = {}
 
+    @model_validator(mode="after")
+    def _something_to_draw(self) -> "TuneSettings":
+        for part in (self.space, *self.students.values(), *self.methods.values()):
+            for key, choices in part.items():
+                if choices == []:
+                    raise ValueError(f"{key} has no choices")
+        return self
+
 
 class CompareSettings(Settings):
-    """The matrix. `metrics`: those tested; the first one ranks the table. `level`: of intervals, and 1 - level of the tests."""
+    """The matrix. `metrics`: those tested; the first one ranks the table."""
 
     name: str = Field("compare", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     base: dict[str, Any] = {}
@@ -71,12 +80,15 @@ class CompareSettings(Settings):
     seeds: list[int] = Field([42, 43, 44], min_length=1)
     tune: TuneSettings = TuneSettings()
     metrics: list[str] = Field(["ndcg@10", "hr@10"], min_length=1)
-    level: float = Field(0.95, gt=0.5, lt=1)
 
     @model_validator(mode="after")
     def _sensible(self) -> "CompareSettings":
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("a seed stands twice in seeds")
+        if len(set(self.metrics)) < len(self.metrics):
+            raise ValueError("a metric stands twice in metrics")
+        if min(self.seeds) < 0:
+            raise ValueError("seeds must not be below 0")
         for name in (*self.datasets, *self.students, *self.methods, *self.teachers):
             if not name or "/" in name or name != name.strip():
                 raise ValueError(f"{name!r} cannot be a label: no slash, no blanks at its ends")
@@ -181,9 +193,13 @@ class Matrix:
         """Return the configuration of the run that holds a data set's teacher and what it says."""
         content = self._content(dataset)
         own = dict(self.settings.teachers[teacher] or {})
-        content = merged(content, _parts_of(own.pop("run", None) or {}, f"teachers.{teacher}.run"))
+        content = merged(content, _run_of(own, teacher))
         content["teacher"] = {"name": _name(self.settings.teachers, teacher), **_own(own)}
-        content |= {"name": _safe(f"{dataset}-{teacher}"), "method": {"name": PLAIN}, "seed": self.settings.seeds[0]}
+        content |= {
+            "name": f"{_safe(dataset)}-{_safe(teacher)}",
+            "method": {"name": PLAIN},
+            "seed": self.settings.seeds[0],
+        }
         return load_config(None, [], content)
 
     def data_config(self, dataset: str) -> Config:
@@ -202,10 +218,12 @@ class Matrix:
         some, kind = self.settings, self.kind(one.method)
         content = self._content(one.dataset)
         student, method = dict(some.students[one.student] or {}), dict(some.methods[one.method] or {})
-        content["train"] = merged(content.get("train") or {}, student.pop("train", None) or {})
-        own = method.pop("train", None) or {}
+        content["train"] = merged(
+            content.get("train") or {}, _group(student.pop("train", None), f"students.{one.student}.train")
+        )
+        own = _group(method.pop("train", None), f"methods.{one.method}.train")
         if one.teacher is not None:
-            run = _parts_of((some.teachers[one.teacher] or {}).get("run") or {}, f"teachers.{one.teacher}.run")
+            run = _run_of(some.teachers[one.teacher], one.teacher)
             content = merged(content, {key: run[key] for key in ("teach", "annotate") if key in run})
             content["teacher"] = {
                 "name": _name(some.teachers, one.teacher),
@@ -228,7 +246,7 @@ class Matrix:
 
     def run_name(self, one: Combination, seed: int) -> str:
         """Return the folder of a training: one for a student and seed, whatever the method."""
-        return _safe(f"{one.dataset}-{one.student}-{seed}")
+        return f"{_safe(one.dataset)}-{_safe(one.student)}-{seed}"
 
     def trial(self, one: Combination, number: int) -> Values:
         """Return the values of a trial: none in the first one, then drawn, alike for what combinations share."""
@@ -323,13 +341,27 @@ def _with_plain(settings: CompareSettings) -> CompareSettings:
     return settings if plain else settings.model_copy(update={"methods": {PLAIN: None, **settings.methods}})
 
 
-def _parts_of(content: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _group(content: Any, where: str) -> dict[str, Any]:
+    if content is not None and not isinstance(content, dict):
+        raise ConfigError(f"a group of settings is expected, got {content!r}.", where=where, remedy="Write key: value.")
+    return content or {}
+
+
+def _parts_of(content: Any, where: str, parts: tuple[str, ...] = _PARTS) -> dict[str, Any]:
+    content = _group(content, where)
     for key in content:
-        if key not in _PARTS:
+        if key not in parts:
             raise ConfigError(
-                f"{key!r} is no part of a run's configuration.", where=where, remedy=f"Known: {', '.join(_PARTS)}."
+                f"{key!r} is no part of a run's configuration that can stand here.",
+                where=where,
+                remedy=f"Known: {', '.join(parts)}.",
             )
     return dict(content)
+
+
+def _run_of(teacher: Mapping[str, Any] | None, label: str) -> dict[str, Any]:
+    """Return the parts of the configuration of a teacher's own run; it may have a student, for ID embeddings."""
+    return _parts_of((teacher or {}).get("run"), f"teachers.{label}.run", (*_PARTS, "student"))
 
 
 def _name(group: Mapping[str, dict[str, Any] | None], label: str) -> str:
@@ -342,7 +374,10 @@ def _own(content: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _safe(text: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in text)
+    """Return a label as the name of a folder: one that had to be changed gets a hash, so that no two become the same."""
+    kept = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "._-") else "-" for letter in text)
+    kept = kept if kept[:1].isalnum() else f"x{kept}"
+    return kept if kept == text else f"{kept}-{hash_json(text)[:6]}"
 
 
 def _draw(part: Range | list[Any], seed: int, number: int, key: str) -> Any:
@@ -352,15 +387,19 @@ def _draw(part: Range | list[Any], seed: int, number: int, key: str) -> Any:
         return part[int(generator.integers(len(part)))]
     if part.log:
         low, high = np.log(part.low), np.log(part.high)
-        return float(f"{np.exp(generator.uniform(low, high)):.4g}")
+        return _within(part, float(f"{np.exp(generator.uniform(low, high)):.4g}"))
     if part.step is not None:
         steps = int((part.high - part.low) / part.step + 1e-9)
         value = part.low + part.step * int(generator.integers(steps + 1))
     else:
-        value = float(generator.uniform(part.low, part.high))
-    value = float(f"{value:.4g}")
-    whole = all(float(edge).is_integer() for edge in (part.low, part.high, part.step or 0.5))
+        return _within(part, float(f"{generator.uniform(part.low, part.high):.4g}"))
+    value = float(f"{value:.12g}")  # 0.1 + 0.2 is to be 0.3
+    whole = all(float(edge).is_integer() for edge in (part.low, part.high, part.step))
     return int(value) if whole else value
+
+
+def _within(part: Range, value: float) -> float:
+    return min(part.high, max(part.low, value))
 
 
 __all__ = ["STUDENTS", "Combination", "CompareSettings", "Matrix", "Values", "dumped", "read_matrix"]

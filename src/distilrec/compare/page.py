@@ -111,7 +111,7 @@ Split: {{ part.about.split }}; {{ "{:,}".format(part.about.n_test) }} test examp
 <h3>What came over from the teacher</h3>
 <div class="wide"><table>
 <tr><th>model</th><th>share of the teacher's lead kept</th><th>best 20 shared with the teacher, plain</th><th>distilled</th></tr>
-{% for row in part.learnt %}<tr><td>{{ name_of(row) }}</td><td>{{ "the teacher has no sure lead" if row.transfer is none else "%.0f %%"|format(100 * row.transfer) }}</td><td>{{ "%.1f %%"|format(100 * row.overlap.plain) }}</td><td>{{ "%.1f %%"|format(100 * row.overlap.distilled) }}</td></tr>
+{% for row in part.learnt %}<tr><td>{{ name_of(row) }}</td><td>{{ "the teacher has no sure lead" if row.transfer is none else "%.0f %%"|format(100 * row.transfer) }}</td>{% for side in ("plain", "distilled") %}<td>{{ "the whole catalogue" if row.overlap[side] is none else "%.1f %%"|format(100 * row.overlap[side]) }}</td>{% endfor %}</tr>
 {% endfor %}
 </table></div>
 {% endif %}

@@ -15,8 +15,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -114,7 +114,7 @@ class Plan:
     def fail(self, job: Job, reason: str) -> None:
         """Take in that a job failed."""
         self.outcome.failed[job.label] = reason
-        if job.combination is not None and job.seed == self.matrix.settings.seeds[0]:
+        if job.kind == "training" and job.combination is not None and job.seed == self.matrix.settings.seeds[0]:
             self._choose(job.combination)
 
     def give_up(self, running: Iterable[Job]) -> None:
@@ -250,22 +250,26 @@ class Workers:
                 said = f"validation {answer['found']['valid']:.4f}, " if "valid" in answer["found"] else ""
                 say(f"[{finished}/{plan.total}] {job.label}: {said}{seconds:.0f} s; about {left / 60:.0f} min left")
 
-    def each(self, jobs: Sequence[Job], deadline: float) -> dict[str, dict[str, Any]]:
-        """Do jobs one after the other, with nothing beside them."""
-        found = {}
-        for job in jobs:
-            if time.monotonic() >= deadline:
-                break
-            worker = self._give(0, job)
-            while not self._answered([worker], deadline) and time.monotonic() < deadline:
-                pass
-            if time.monotonic() >= deadline:
+    def time(self, plan: Plan, deadline: float) -> None:
+        """Time ranking with every model of a plan, one after the other, with nothing beside them."""
+        jobs = plan.timings()
+        for place, job in enumerate(jobs):
+            if time.monotonic() < deadline:
+                worker = self._give(0, job)
+                while not (over := self._answered([worker], deadline)) and time.monotonic() < deadline:
+                    pass
+                if over:
+                    answer = self._take(worker)[2]
+                    if "found" in answer:
+                        plan.outcome.timings[job.label] = answer["found"]
+                    else:
+                        plan.fail(job, answer["error"])
+                        say(f"{job.label}: failed. {answer['error']}")
+                    continue
                 self._stop()
-                break
-            _, _, answer = self._take(worker)
-            if "found" in answer:
-                found[job.label] = answer["found"]
-        return found
+            plan.outcome.skipped += [one.label for one in jobs[place:]]
+            say(f"time is over: {len(jobs) - place} models were not timed, the same command does that.")
+            return
 
     def close(self) -> None:
         """End all workers."""
@@ -298,7 +302,8 @@ class Workers:
             target=_work, args=(settings, str(self.matrix.folder), str(self.root), place, self.count, str(log), theirs),
             daemon=True,
         )  # fmt: skip
-        process.start()
+        with _deaf():
+            process.start()
         theirs.close()
         return _Worker(process, ours, log)
 
@@ -343,6 +348,19 @@ class Workers:
         return running
 
 
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Ignore Ctrl-C: a process started meanwhile inherits that. The parent is told too, and ends its workers."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _last_line(log: Path) -> str:
     try:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -355,7 +373,6 @@ def _work(
     settings: dict[str, Any], folder: str, root: str, place: int, count: int, log: str, pipe: "Connection[Any, Any]"
 ) -> None:
     """Do jobs until there are no more; runs in a process of its own."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told too, and ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
     devices = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     if len(devices) > 1:

@@ -79,7 +79,7 @@ class Workshop:
         if job.kind == "timing":
             return self._time(job, run)
         found = self._measured(run, *self._model(job, run))
-        return found | {"asked": self._asked(run, job)}
+        return found | {"asked": self._asked(run, job)} | self._rounds(run, job)
 
     def _model(self, job: Job, run: Pipeline) -> tuple[Any, Stage]:
         """Return what a job trains, or has trained, and the stage it lies in."""
@@ -110,6 +110,19 @@ class Workshop:
         config = self.matrix.config(one, job.seed, job.values, job.plain)
         taught = self.shared(one.dataset, None if self.matrix.in_rounds(one) else one.teacher)
         return Pipeline(self._with_threads(config), self.root / self.matrix.run_name(one, job.seed), taught=taught)
+
+    def _rounds(self, run: Pipeline, job: Job) -> dict[str, Any]:
+        """Return what all half-steps of either side took, where teacher and student train in turn."""
+        if job.combination is None or not self.matrix.in_rounds(job.combination):
+            return {}
+        course = run.alternation.course
+        sides = {"seconds": course.students, "teacher_seconds": course.teachers}
+        return {
+            key: sum(
+                max(half.made.seconds, load_fit(half.made.folder).seconds) for half in halves
+            )  # of a resumed one, the fit's
+            for key, halves in sides.items()
+        }
 
     def _asked(self, run: Pipeline, job: Job) -> int | None:
         """Return how many examples a method learns from a teacher's stored answers; None where there are no such answers."""
