@@ -3,32 +3,13 @@
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from distilrec import progress
 from distilrec.cli.main import main
-
-
-@dataclass(frozen=True)
-class Done:
-    """What a command left behind: exit code, both streams, and what lies below the folder of runs."""
-
-    code: int
-    out: str
-    err: str
-    runs: Path
-
-    @property
-    def last(self) -> str:
-        return self.err.splitlines()[-1]
-
-    @property
-    def manifests(self) -> list[Path]:
-        return sorted(self.runs.rglob("manifest.json"))
-
+from fixtures_toy import Done
 
 Cli = Callable[..., Done]
 
@@ -51,7 +32,7 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         said = capsys.readouterr()
         code = stopped.value.code
         assert isinstance(code, int)
-        return Done(code, said.out, said.err, runs)
+        return Done(code, said.err, runs, said.out)
 
     yield run
     signal.signal(signal.SIGTERM, before)

@@ -4,7 +4,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -14,26 +13,7 @@ from fixtures_compare import tiny, write_yaml
 
 from distilrec import progress
 from distilrec.cli.main import main
-
-N_ITEMS, N_USERS = 12, 24
-
-
-@dataclass(frozen=True)
-class Done:
-    """What a command left behind: exit code, what it said, and the folder of runs."""
-
-    code: int
-    err: str
-    runs: Path
-
-    @property
-    def last(self) -> str:
-        return self.err.splitlines()[-1]
-
-    @property
-    def root(self) -> Path:
-        return self.runs / "tiny"
-
+from fixtures_toy import Done, toy_files
 
 Cli = Callable[..., Done]
 
@@ -42,12 +22,7 @@ Cli = Callable[..., Done]
 def toy_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """24 users with 9 items each out of 12; after item x comes (x + 5) mod 12."""
     folder = tmp_path_factory.mktemp("toy")
-    log, titles = folder / "log.csv", folder / "titles.csv"
-    rows = [
-        f"u{user:02d},i{(user + 5 * n) % N_ITEMS:02d},{100 * n + user}" for n in range(9) for user in range(N_USERS)
-    ]
-    log.write_text("user_id,item_id,timestamp\n" + "\n".join(rows) + "\n")
-    titles.write_text("item_id,title\n" + "".join(f"i{item:02d},Title i{item:02d}\n" for item in range(N_ITEMS)))
+    log, titles = toy_files(folder)
     return {"interactions": str(log), "items": str(titles), "filters": {"k_core_user": 1, "k_core_item": 1}}
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import yaml
 
 from distilrec.compare.figures import Measured
-from distilrec.compare.matrix import Combination, CompareSettings, Matrix
-from distilrec.compare.schedule import Outcome
+from distilrec.compare.matrix import Combination, Matrix
+from distilrec.compare.plan import Outcome
+from distilrec.compare.settings import CompareSettings
 from distilrec.compare.work import TOP, Job
 from distilrec.config import checked
 from distilrec.data.dataset import Dataset

@@ -21,7 +21,7 @@ def name_of(job: dict[str, Any]) -> str:
 
 
 def work(_settings: dict[str, Any], _folder: str, root: str, place: int, _count: int, log: str, pipe: Any) -> None:
-    """Take the place of `distilrec.compare.schedule._work`."""
+    """Take the place of `distilrec.compare.workers._work`."""
     orders = json.loads((Path(root) / "orders.json").read_text())
     deaf = signal.getsignal(signal.SIGINT) == signal.SIG_IGN or signal.SIGINT in signal.pthread_sigmask(0, [])
     (Path(root) / f"worker-{place}-{'deaf' if deaf else 'hears'}").touch()
@@ -65,7 +65,7 @@ def start_busy(root: str) -> None:
 
 
 def _busy(*arguments: Any) -> None:
-    from distilrec.compare import schedule
+    from distilrec.compare import workers as processes
 
     class Workshop:
         def __init__(self, _matrix: Any, root: Path, _threads: Any) -> None:
@@ -75,5 +75,5 @@ def _busy(*arguments: Any) -> None:
             note(str(self.root), "hanging")
             time.sleep(600)
 
-    schedule.Workshop = Workshop  # type: ignore[assignment,misc]
-    schedule._work(*arguments)
+    processes.Workshop = Workshop  # type: ignore[assignment,misc]
+    processes._work(*arguments)

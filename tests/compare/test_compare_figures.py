@@ -11,7 +11,7 @@ from scipy import stats
 
 from distilrec.compare.figures import Measured, learnt, measured, overlap, rows_of, verdicts
 from distilrec.compare.matrix import Combination, Matrix
-from distilrec.compare.schedule import Outcome
+from distilrec.compare.plan import Outcome
 from distilrec.compare.work import cutoff_of
 from distilrec.data.dataset import Dataset
 

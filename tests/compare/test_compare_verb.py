@@ -15,7 +15,8 @@ import psutil
 import pytest
 from fixtures_compare import write_yaml
 
-from distilrec.compare.schedule import Plan, Workers
+from distilrec.compare.plan import Plan
+from distilrec.compare.workers import Workers
 from distilrec.files import locked
 
 Content = dict[str, Any]

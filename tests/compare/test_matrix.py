@@ -7,7 +7,8 @@ from typing import Any
 import yaml
 from fixtures_compare import write_yaml
 
-from distilrec.compare.matrix import Combination, CompareSettings, Matrix, dumped, matrix_for_log, read_matrix
+from distilrec.compare.matrix import Combination, Matrix, matrix_for_log, read_matrix
+from distilrec.compare.settings import CompareSettings, dumped
 from distilrec.config import checked
 
 Content = dict[str, Any]

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from distilrec.compare.matrix import CompareSettings, Matrix
+from distilrec.compare.matrix import Matrix
+from distilrec.compare.settings import CompareSettings
 from distilrec.config import checked
 from distilrec.errors import ConfigError
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from fixtures_compare import tiny
 
-from distilrec.compare.matrix import Combination, CompareSettings, Matrix
-from distilrec.compare.schedule import Plan
+from distilrec.compare.matrix import Combination, Matrix
+from distilrec.compare.plan import Plan
+from distilrec.compare.settings import CompareSettings
 from distilrec.compare.work import Job, as_job
 from distilrec.config import checked
 

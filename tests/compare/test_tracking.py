@@ -119,13 +119,13 @@ def test_the_verb_logs_when_all_is_written(
     tracker: Tracker, compare: Cli, content: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The comparison itself is left out here: a stand-in writes the rows above."""
-    from distilrec.compare import report, schedule
+    from distilrec.compare import plan, report, workers
 
     def run(self: Any, plan: Any, _deadline: float) -> None:
         plan.outcome.trained[plan.matrix.combinations[0], 1] = {}
 
-    monkeypatch.setattr(schedule.Workers, "run", run)
-    monkeypatch.setattr(schedule.Plan, "timings", lambda _self: [])
+    monkeypatch.setattr(workers.Workers, "run", run)
+    monkeypatch.setattr(plan.Plan, "timings", lambda _self: [])
     monkeypatch.setattr(
         report,
         "write_comparison",

@@ -18,9 +18,10 @@ import pytest
 import stand_in_worker
 from fixtures_compare import matrix_of
 
-from distilrec.compare import schedule
-from distilrec.compare.schedule import Plan, Workers
+from distilrec.compare import workers as processes
+from distilrec.compare.plan import Plan
 from distilrec.compare.work import Job
+from distilrec.compare.workers import Workers
 
 Run = Callable[..., tuple[Plan, Workers]]
 INFINITE = float("inf")
@@ -29,7 +30,7 @@ INFINITE = float("inf")
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Return `run(orders, count=..., deadline=...)`: 1 teacher, 2 methods, 2 seeds, done by stand-ins."""
-    monkeypatch.setattr(schedule, "_work", stand_in_worker.work)
+    monkeypatch.setattr(processes, "_work", stand_in_worker.work)
 
     def start(orders: dict[str, str], *, count: int = 1, deadline: float = INFINITE) -> tuple[Plan, Workers]:
         (tmp_path / "orders.json").write_text(json.dumps(orders))
@@ -106,7 +107,7 @@ def test_when_time_is_over_the_running_job_is_ended_and_the_rest_left(
         log = tmp_path / "jobs.log"
         return 1.0 if log.exists() and "hanging" in log.read_text() else 0.0
 
-    monkeypatch.setattr(schedule, "time", SimpleNamespace(monotonic=now))
+    monkeypatch.setattr(processes, "time", SimpleNamespace(monotonic=now))
     plan, workers = run({"training soft_labels 1": "hang"}, deadline=0.1)
     assert multiprocessing.active_children() == []
     assert trained(plan) == {("plain", 1)}
@@ -164,9 +165,9 @@ def test_what_a_running_job_says_is_repeated_now_and_then(
     def now() -> float:
         return INFINITE if "  toy/a/plain (seed 1): at training plain 1" in lines else 0.03 * next(ticks)
 
-    monkeypatch.setattr(schedule, "_ECHO_SECONDS", 0.05)
-    monkeypatch.setattr(schedule, "say", lines.append)
-    monkeypatch.setattr(schedule, "time", SimpleNamespace(monotonic=now))
+    monkeypatch.setattr(processes, "_ECHO_SECONDS", 0.05)
+    monkeypatch.setattr(processes, "say", lines.append)
+    monkeypatch.setattr(processes, "time", SimpleNamespace(monotonic=now))
     plan, _ = run({"training plain 1": "hang"}, deadline=1e9)  # ends when the line was said
     assert plan.outcome.skipped[0] == "toy/a/plain (seed 1)"
 

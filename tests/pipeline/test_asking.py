@@ -31,11 +31,6 @@ NOTHING_SAID = ("empty", "null")
 TIMEOUT = 3.0  # seconds; the server answers in milliseconds unless it hangs
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
-    return asking.make_base(tmp_path_factory.mktemp("asking"))
-
-
 def model(request: Asked) -> Act:
     """Answer with what the question is due, flaws included."""
     if asking.is_summary(request.user):

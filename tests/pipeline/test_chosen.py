@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 import fixtures_asking as asking
 from distilrec.data.dataset import training_examples
@@ -13,11 +12,6 @@ from distilrec.students import STUDENTS
 from distilrec.students.base import load_student
 from fixtures_asking import Base
 from fixtures_server import Act, Asked, ScriptedServer, ok
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
-    return asking.make_base(tmp_path_factory.mktemp("asking"))
 
 
 def model(request: Asked) -> Act:

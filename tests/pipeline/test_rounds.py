@@ -16,6 +16,7 @@ from distilrec.pipeline import Pipeline
 from distilrec.pipeline.alternating import Alternation
 from distilrec.training import loop
 from distilrec.training.loop import load_fit
+from fixtures_toy import toy_files
 
 TEACHERS: dict[str, dict[str, Any]] = {
     "e4srec": {"name": "e4srec", "lora_rank": 2, "max_length": 8, "precision": "float32"},
@@ -25,10 +26,7 @@ TEACHERS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def settings(tmp_path: Path) -> dict[str, Any]:
-    log, titles = tmp_path / "log.csv", tmp_path / "titles.csv"
-    rows = [f"u{user:02d},i{(user + 5 * n) % 12:02d},{100 * n + user}" for n in range(9) for user in range(24)]
-    log.write_text("user_id,item_id,timestamp\n" + "\n".join(rows) + "\n")
-    titles.write_text("item_id,title\n" + "".join(f"i{item:02d},Title i{item:02d}\n" for item in range(12)))
+    log, titles = toy_files(tmp_path)
     return {
         "name": "tiny",
         "data": {"interactions": log, "items": titles, "filters": {"k_core_user": 1, "k_core_item": 1}},

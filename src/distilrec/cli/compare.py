@@ -37,9 +37,10 @@ def compare(
 
     Without a file, --interactions and --items are compared on: three students, plain and taught by a small language model.
     """
+    from distilrec.compare.plan import Plan
     from distilrec.compare.report import write_comparison
-    from distilrec.compare.schedule import Plan, Workers
     from distilrec.compare.work import Workshop  # torch loads only for who compares
+    from distilrec.compare.workers import Workers
 
     matrix = _matrix(config, interactions, items)
     plan = Plan(matrix)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from distilrec.compare.matrix import Combination, Matrix
-from distilrec.compare.schedule import Outcome
+from distilrec.compare.plan import Outcome
 from distilrec.compare.work import TOP, Job, cutoff_of
 from distilrec.data.dataset import Dataset
 from distilrec.evaluation.crossed import Crossed, SeedSpread, crossed, gains_of, interval_of, spread_of

@@ -26,82 +26,23 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
-from pydantic import Field, model_validator
 
-from distilrec.config import Config, Settings, checked
+from distilrec.compare.settings import PLAIN, CompareSettings, with_plain
+from distilrec.compare.trials import draw
+from distilrec.config import Config, checked
 from distilrec.config_file import load_config, merged, read_yaml
 from distilrec.errors import ConfigError
-from distilrec.evaluation.metrics import gain
 from distilrec.files import hash_json
 from distilrec.methods import METHODS
 from distilrec.methods.base import Method
 from distilrec.pipeline import Pipeline
 from distilrec.pipeline.names import named
-from distilrec.pipeline.space import Range, with_values
-from distilrec.students import STUDENTS
+from distilrec.pipeline.space import with_values
 from distilrec.teachers import TEACHERS
 
-PLAIN = "plain"
 _PARTS = tuple(name for name in Config.model_fields if name not in ("name", "seed", "student", "teacher", "method"))
 Values = dict[str, Any]  # key of a setting -> value
-
-
-class TuneSettings(Settings):
-    """How every combination is tuned: `trials` settings each, the first as given; see `distilrec.compare.matrix`.
-
-    `space`: keys of `train` and `student`, for all; `students` and `methods`: settings of some, by label.
-    """
-
-    trials: int = Field(1, ge=1)
-    space: dict[str, Range | list[Any]] = {}
-    students: dict[str, dict[str, Range | list[Any]]] = {}
-    methods: dict[str, dict[str, Range | list[Any]]] = {}
-
-    @model_validator(mode="after")
-    def _something_to_draw(self) -> "TuneSettings":
-        for part in (self.space, *self.students.values(), *self.methods.values()):
-            for key, choices in part.items():
-                if choices == []:
-                    raise ValueError(f"{key} has no choices")
-        return self
-
-
-class CompareSettings(Settings):
-    """The matrix. `metrics`: those tested; the first one ranks the table."""
-
-    name: str = Field("compare", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    base: dict[str, Any] = {}
-    datasets: dict[str, dict[str, Any]] = Field(min_length=1)
-    students: dict[str, dict[str, Any] | None] = Field(min_length=1)
-    methods: dict[str, dict[str, Any] | None] = Field(min_length=1)
-    teachers: dict[str, dict[str, Any] | None] = {}
-    seeds: list[int] = Field([42, 43, 44], min_length=1)
-    tune: TuneSettings = TuneSettings()
-    metrics: list[str] = Field(["ndcg@10", "hr@10"], min_length=1)
-
-    @model_validator(mode="after")
-    def _sensible(self) -> "CompareSettings":
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError("a seed stands twice in seeds")
-        if len(set(self.metrics)) < len(self.metrics):
-            raise ValueError("a metric stands twice in metrics")
-        if min(self.seeds) < 0:
-            raise ValueError("seeds must not be below 0")
-        for name in (*self.datasets, *self.students, *self.methods, *self.teachers):
-            if not name or "/" in name or name != name.strip():
-                raise ValueError(f"{name!r} cannot be a label: no slash, no blanks at its ends")
-        for group, some in (("students", self.students), ("methods", self.methods)):
-            for name in getattr(self.tune, group):
-                if name not in some:
-                    raise ValueError(f"tune.{group} names {name!r}, which is none of the {group}")
-        for key in self.tune.space:
-            if not key.startswith(("train.", "student.")):
-                raise ValueError(f"tune.space holds keys of train and student, not {key!r}")
-        for metric in self.metrics:
-            gain(metric, np.ones(1, np.int64))
-        return self
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -131,7 +72,7 @@ class Matrix:
     """
 
     def __init__(self, settings: CompareSettings, folder: Path = Path()) -> None:
-        self.settings, self.folder = _with_plain(settings), folder
+        self.settings, self.folder = with_plain(settings), folder
         self.left_out: list[str] = []
         self.combinations = list(self._combinations())
         for name in settings.datasets:  # all that can be wrong in a setting is said before any work
@@ -259,7 +200,7 @@ class Matrix:
             **{f"student.{key}": part for key, part in tune.students.get(one.student, {}).items()},
             **{f"method.{key}": part for key, part in tune.methods.get(one.method, {}).items()},
         }
-        found = {key: _draw(part, self.settings.seeds[0], number, key) for key, part in parts.items()}
+        found = {key: draw(part, self.settings.seeds[0], number, key) for key, part in parts.items()}
         return {key: value for key, value in found.items() if not (kind.fine_tunes and key.startswith("student."))}
 
     def trials_of(self, one: Combination) -> list[Values]:
@@ -319,28 +260,6 @@ def matrix_for_log(interactions: Path, items: Path | None) -> Matrix:
     return Matrix(checked(CompareSettings, content, where="compare.yaml"))
 
 
-def dumped(settings: CompareSettings) -> str:
-    """Return a comparison as YAML."""
-    text: str = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    return text
-
-
-def _with_plain(settings: CompareSettings) -> CompareSettings:
-    """Return the settings with the plain student among the methods, which all others are held against."""
-    plain = [label for label, own in settings.methods.items() if (own or {}).get("name", label) == PLAIN]
-    if len(plain) > 1:
-        raise ConfigError(
-            f"{' and '.join(plain)} are the same plain training.", where="methods", remedy="Keep one of them."
-        )
-    if plain and set(settings.methods[plain[0]] or {}) - {"name"}:
-        raise ConfigError(
-            "the plain training has no settings of its own.",
-            where=f"methods.{plain[0]}",
-            remedy="Set base.train, or students.NAME.train.",
-        )
-    return settings if plain else settings.model_copy(update={"methods": {PLAIN: None, **settings.methods}})
-
-
 def _group(content: Any, where: str) -> dict[str, Any]:
     if content is not None and not isinstance(content, dict):
         raise ConfigError(f"a group of settings is expected, got {content!r}.", where=where, remedy="Write key: value.")
@@ -378,28 +297,3 @@ def _safe(text: str) -> str:
     kept = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "._-") else "-" for letter in text)
     kept = kept if kept[:1].isalnum() else f"x{kept}"
     return kept if kept == text else f"{kept}-{hash_json(text)[:6]}"
-
-
-def _draw(part: Range | list[Any], seed: int, number: int, key: str) -> Any:
-    """Draw a value, the same for the same seed, trial and key."""
-    generator = np.random.default_rng([seed, number, *key.encode()])
-    if isinstance(part, list):
-        return part[int(generator.integers(len(part)))]
-    if part.log:
-        low, high = np.log(part.low), np.log(part.high)
-        return _within(part, float(f"{np.exp(generator.uniform(low, high)):.4g}"))
-    if part.step is not None:
-        steps = int((part.high - part.low) / part.step + 1e-9)
-        value = part.low + part.step * int(generator.integers(steps + 1))
-    else:
-        return _within(part, float(f"{generator.uniform(part.low, part.high):.4g}"))
-    value = float(f"{value:.12g}")  # 0.1 + 0.2 is to be 0.3
-    whole = all(float(edge).is_integer() for edge in (part.low, part.high, part.step))
-    return int(value) if whole else value
-
-
-def _within(part: Range, value: float) -> float:
-    return min(part.high, max(part.low, value))
-
-
-__all__ = ["STUDENTS", "Combination", "CompareSettings", "Matrix", "Values", "dumped", "read_matrix"]

@@ -12,9 +12,10 @@ import numpy as np
 from distilrec import __version__
 from distilrec.compare.figures import measured, rows_of
 from distilrec.compare.findings import advise, mark_front
-from distilrec.compare.matrix import Matrix, dumped
+from distilrec.compare.matrix import Matrix
 from distilrec.compare.page import as_page
-from distilrec.compare.schedule import Outcome
+from distilrec.compare.plan import Outcome
+from distilrec.compare.settings import dumped
 from distilrec.compare.tables import as_csv, as_latex, as_markdown
 from distilrec.data.dataset import Dataset
 from distilrec.files import write_json, write_text

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from distilrec.compare.matrix import PLAIN, Combination, Matrix, Values
+from distilrec.compare.matrix import Combination, Matrix, Values
+from distilrec.compare.settings import PLAIN
 from distilrec.evaluation.groups import main_cutoff
 from distilrec.evaluation.rank import rank_and_top, time_ranking
 from distilrec.evaluation.stored import RANKS, write_ranks
