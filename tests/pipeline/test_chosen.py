@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 
 import fixtures_asking as asking
 from distilrec.data.dataset import training_examples
@@ -50,3 +51,25 @@ def test_the_whole_loop(base: Base, tmp_path: Path) -> None:
         more = base.pipeline(tmp_path / "run", server.url, *words, "method.budget=55")
         assert len(more.knowledge.examples) == 55
         assert len([record for record in server.records if not asking.is_summary(record.user)]) == 15
+
+
+def test_hints_that_repeat_one_phrase_are_kept_and_not_used(base: Base, tmp_path: Path) -> None:
+    echo = "best first, " * 30
+
+    def looped(request: Asked) -> Act:
+        return ok(echo) if asking.is_summary(request.user) else model(request)
+
+    with ScriptedServer(looped) as server:
+        run = base.pipeline(
+            tmp_path / "run", server.url, "method.name=alkdrec", "method.budget=5", "teacher.hints=true"
+        )
+        assert len(run.knowledge.examples) == 5
+        systems = [
+            record.body["messages"][0]["content"] for record in server.records if not asking.is_summary(record.user)
+        ]
+    assert systems
+    assert not any("best first, best first" in system for system in systems)
+    (hints,) = tmp_path.glob("run/knowledge-*/hints/shard-*.parquet")
+    assert (
+        pl.read_parquet(hints)["reply"].to_list() == [echo.strip()] or echo in pl.read_parquet(hints)["reply"].to_list()
+    )

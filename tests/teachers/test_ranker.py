@@ -12,7 +12,7 @@ from distilrec.data.split import Ints
 from distilrec.errors import ConfigError, InputError
 from distilrec.teachers.backends.base import Reply
 from distilrec.teachers.parsing import Parsed
-from distilrec.teachers.ranker import Ranker, RankerSettings
+from distilrec.teachers.ranker import Ranker, RankerSettings, useful_hints
 
 SMALL: dict[str, Any] = {"candidates": 6, "wanted": 3, "history": 4, "cases": 3, "case_top": 2}
 
@@ -221,3 +221,21 @@ def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
 def test_the_run_s_own_student_as_recommender() -> None:
     assert RankerSettings(recommender=None).recommender is None
     assert RankerSettings.model_validate({"recommender": "gru4rec"}).recommender.name == "gru4rec"
+
+
+@pytest.mark.parametrize("times", [6, 25])
+def test_hints_that_repeat_one_phrase_are_none(times: int) -> None:
+    assert useful_hints("The " + "best first, " * times) == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "Count up, count up.",  # too short to tell
+        "Users who watched a trilogy go on with its next part. Users who watched comedies go on with comedies of the same decade.",
+        "1. Sequels follow. 2. Sequels of sequels follow those. 3. Then directors count, then decades, then stars, then nothing.",
+    ],
+)
+def test_hints_that_say_something_are_kept(text: str) -> None:
+    assert useful_hints(text) == text

@@ -20,7 +20,7 @@ from distilrec.pipeline.stage import Stage
 from distilrec.progress import say
 from distilrec.teachers.backends import open_backend
 from distilrec.teachers.backends.base import Backend, BackendError, Prompt, Reply
-from distilrec.teachers.ranker import Ranker, RankerSettings
+from distilrec.teachers.ranker import Ranker, RankerSettings, useful_hints
 
 if TYPE_CHECKING:
     from distilrec.pipeline.teaching import Teaching
@@ -99,7 +99,7 @@ def estimate_ranker(teaching: "Teaching", folder: Path | None, trained: Stage | 
         examples = np.setdiff1d(examples, writer.done(), assume_unique=True)
         known = KnowledgeWriter(writer.folder / _HINTS)
         if len(known.done()):
-            hints = known.stored([REPLY])[REPLY][0]
+            hints = useful_hints(known.stored([REPLY])[REPLY][0] or "")
             return _estimate(ranker, backend, examples, hints, writer, settings, price, run.config.seed)
     most = teaching.settings.hint_tokens if teaching.settings.hints else 0
     found = _estimate(ranker, backend, examples, " hint" * most, writer, settings, price, run.config.seed)
@@ -202,4 +202,7 @@ def _hints(
         "tokens": None if caps.tokens is None else max(1, caps.tokens - tokens),
         "usd": None if caps.usd is None else max(1e-12, caps.usd - float(found[COST].sum() or 0.0)),
     }
-    return found[REPLY][0], settings.model_copy(update={"caps": caps.model_copy(update=left)})
+    hints = useful_hints(found[REPLY][0])
+    if not hints:
+        say("  the hints that came back repeat one phrase: they are kept, and the questions go without them")
+    return hints, settings.model_copy(update={"caps": caps.model_copy(update=left)})

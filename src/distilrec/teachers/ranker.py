@@ -252,3 +252,13 @@ class Ranker:
                 where="teacher.inject_target",
                 remedy="Ask about training examples only, or set it to false.",
             )
+
+
+def useful_hints(text: str) -> str:
+    """Return hints, or nothing where they are a phrase said over and over: small models take it up and answer with nothing else.
+
+    A text of 12 words or more repeats itself if fewer than half of its runs of three words are different.
+    """
+    words = text.split()
+    runs = list(zip(words, words[1:], words[2:], strict=False))
+    return "" if len(words) >= 12 and len(set(runs)) < len(runs) / 2 else text
