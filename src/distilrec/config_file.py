@@ -46,7 +46,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         text = " ".join(str(error).split())
         raise ConfigError(f"not valid YAML ({text}).", where=str(path), remedy="Mend the file.") from None
     if not isinstance(content, dict):
-        raise ConfigError("the file must hold `key: value` settings.", where=str(path), remedy="See the files in configs/.")
+        raise ConfigError(
+            "the file must hold `key: value` settings.", where=str(path), remedy="See the files in configs/."
+        )
     return content
 
 
