@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-RESULTS := demo students ml100k_sasrec floor scale annotation dllm2rec compare_ml100k training_speed
+RESULTS := demo students ml100k_sasrec floor scale annotation dllm2rec alkdrec compare_ml100k training_speed
 DATA ?= ../shared/data
 
 .PHONY: demo test lint format bench clean tables $(RESULTS:%=results-%)
@@ -58,6 +58,12 @@ results-dllm2rec: $(VENV)/.ready
 	$(BIN)/python benchmarks/methods.py train --data $(DATA)
 	$(BIN)/python benchmarks/methods.py report --data $(DATA)
 	$(BIN)/python benchmarks/distilling_speed.py --data $(DATA)
+	$(MAKE) tables
+
+results-alkdrec: $(VENV)/.ready
+	$(BIN)/python benchmarks/alkdrec.py train --data $(DATA)/hetrec-ml
+	$(BIN)/python benchmarks/alkdrec.py report --data $(DATA)/hetrec-ml
+	$(BIN)/python benchmarks/alkdrec_server.py
 	$(MAKE) tables
 
 results-compare_ml100k: $(VENV)/.ready

@@ -5,12 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pytest
+import torch
 
 import fixtures_asking as asking
 from distilrec.data.dataset import training_examples
 from distilrec.knowledge.select import difficulties, select
 from distilrec.students import STUDENTS
 from distilrec.students.base import load_student
+from distilrec.training.loop import load_fit
 from fixtures_asking import Base
 from fixtures_server import Act, Asked, ScriptedServer, ok
 
@@ -71,3 +74,20 @@ def test_hints_that_repeat_one_phrase_are_kept_and_not_used(base: Base, tmp_path
     assert not any("best first, best first" in system for system in systems)
     (hints,) = tmp_path.glob("run/knowledge-*/hints/shard-*.parquet")
     assert pl.read_parquet(hints)["reply"].to_list() == [echo]
+
+
+def test_answers_that_bring_nothing_leave_the_student_as_it_was(
+    base: Base, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ScriptedServer(model) as server:
+        words = [
+            "method.name=alkdrec",
+            "method.budget=5",
+            "teacher.hints=true",
+            "distil={epochs: 3, learning_rate: 1.0e-6}",
+        ]
+        run = base.pipeline(tmp_path / "run", server.url, *words)
+        tuned, plain = run.distilled.state_dict(), run.student.state_dict()
+    assert all(torch.equal(value, plain[name]) for name, value in tuned.items())
+    assert load_fit(run.stages["distilled"].folder).best_epoch == 0
+    assert "none better than the start, which is kept" in capsys.readouterr().err

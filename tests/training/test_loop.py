@@ -232,6 +232,41 @@ def test_without_a_stop_all_epochs_are_done(tiny_dataset: Dataset, tmp_path: Pat
     assert equal(snapshot(task), kept[3])
 
 
+@pytest.mark.parametrize(
+    ("start", "best_epoch", "epochs"), [(0.1, 2, 4), (0.4, 0, 2), (0.3, 0, 2)], ids=["worse", "better", "as good"]
+)
+def test_the_start_is_kept_where_no_epoch_is_better(
+    start: float, best_epoch: int, epochs: int, tiny_dataset: Dataset, tmp_path: Path
+) -> None:
+    options = TrainSettings(epochs=9, patience=2, batch_tokens=200, select_by="measure", average=0.5)
+    task, kept = scripted(tiny_dataset, [start, 0.2, 0.3, 0.1, 0.2], options)
+    before = snapshot(task)
+    outcome = fit(task, options, tmp_path, label="train", identity="one", seed=5, judge_start=True)
+    assert (outcome.best_epoch, len(outcome.history)) == (best_epoch, epochs)
+    assert outcome.best == max(start, 0.3)
+    assert equal(kept[0], before)
+    assert equal(snapshot(task), kept[best_epoch])
+    assert not equal(kept[0], kept[2])
+
+
+def test_a_killed_training_judges_its_start_once(tiny_dataset: Dataset, tmp_path: Path) -> None:
+    def judged(death: int | None, seed: int, folder: str) -> tuple[Fragile, Fit]:
+        task = task_of(tiny_dataset, tiny_student(tiny_dataset, seed))
+        task.dies_at = death
+        return task, fit(task, EVERY_STEP, tmp_path / folder, label="train", identity="one", seed=5, judge_start=True)
+
+    whole, expected = judged(None, 1, "whole")
+    plain = task_of(tiny_dataset, tiny_student(tiny_dataset, 1))
+    train(plain, tmp_path / "plain")
+    assert whole.events == plain.events + 1
+    with pytest.raises(KilledError):
+        judged(4, 1, "killed")
+    again, outcome = judged(None, 2, "killed")  # other weights: a start judged anew would be another
+    assert equal(snapshot(again), snapshot(whole))
+    assert outcome.best == expected.best
+    assert again.events == whole.events - 3
+
+
 def test_validation_now_and_then(tiny_dataset: Dataset, tmp_path: Path) -> None:
     options = TrainSettings(epochs=5, patience=5, batch_tokens=200, select_by="measure", validate_every=2)
     task, kept = scripted(tiny_dataset, [0.1, 0.3, 0.2], options)

@@ -124,7 +124,16 @@ def _fit(
         return run._validate(model, training.validate_users)
 
     task = Task(student, run.data, training, seed=seed, validate=validate, method=method, examples=examples)
-    return fit(task, training, folder, label=label, identity=identity, seed=seed, on_validation=on_validation)
+    return fit(
+        task,
+        training,
+        folder,
+        label=label,
+        identity=identity,
+        seed=seed,
+        on_validation=on_validation,
+        judge_start=method.fine_tunes,
+    )
 
 
 def _refit(
@@ -140,7 +149,7 @@ def _refit(
 ) -> Student:
     """Train anew on training and validation targets together, for as many epochs as were best without the latter."""
     student, method = _new_student(run, kind, knowledge)
-    settings = training.model_copy(update={"epochs": epochs, "validate_every": epochs})
+    settings = training.model_copy(update={"epochs": epochs, "validate_every": max(epochs, 1)})
     measure = {training.select_by: 0.0}  # nothing is left to select by: the last epoch is kept
     seed, dataset = run.config.seed, run.data.with_validation()
     task = Task(
@@ -173,9 +182,11 @@ def _asked(kind: type[Method], knowledge: Knowledge | None) -> Ints | None:
 
 def say_fit(outcome: Fit, settings: TrainSettings) -> None:
     """Say in one line how a training went."""
+    best = (
+        f"best epoch {outcome.best_epoch} with" if outcome.best_epoch else "none better than the start, which is kept:"
+    )
     say(
-        f"  {len(outcome.history)} epochs, best epoch {outcome.best_epoch} with validation {settings.select_by} {outcome.best:.4f}, "
-        f"{outcome.seconds:.1f} s"
+        f"  {len(outcome.history)} epochs, {best} validation {settings.select_by} {outcome.best:.4f}, {outcome.seconds:.1f} s"
     )
 
 

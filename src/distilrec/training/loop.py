@@ -33,7 +33,7 @@ class Fit:
     """How a training went.
 
     Attributes:
-        best_epoch: epoch (from 1) whose weights were kept.
+        best_epoch: epoch (from 1) whose weights were kept; 0: those that training started from.
         best: its validation measure.
         history: per epoch, the mean of each loss part and the validation measures.
         seconds: time spent in training, over all resumed parts, validation included.
@@ -57,6 +57,7 @@ def fit(
     identity: str,
     seed: int,
     on_validation: OnValidation | None = None,
+    judge_start: bool = False,
 ) -> Fit:
     """Train until validation stops rising; the task's model ends with its best weights.
 
@@ -68,6 +69,7 @@ def fit(
         identity: hash of data and settings; a checkpoint of another identity is refused.
         seed: of dropout.
         on_validation: called with epoch and measures after each validation; False ends the training, as early stopping does.
+        judge_start: validate the weights that training starts from, too, and keep them where no epoch is better.
 
     Raises:
         TrainingError: the loss is not a number.
@@ -90,6 +92,8 @@ def fit(
     run = _Run(task, prepared, settings, optimizer, accelerator, folder / "checkpoint.safetensors", identity)
     run.on_validation = on_validation
     run.resume()
+    if judge_start and run.state["best"] == -math.inf:
+        run.judge({"epoch": 0})
     task.train()
     steps, _ = task.epoch(1)
     with bar(label, settings.epochs * steps) as progress:
@@ -164,7 +168,9 @@ class _Run:
             return True
         best = self.state["best_epoch"]
         waited = sum("valid" in entry for entry in self.state["history"] if entry["epoch"] > best)
-        return self.state["epoch"] > self.settings.epochs or (best > 0 and waited >= self.settings.patience)
+        return self.state["epoch"] > self.settings.epochs or (
+            self.state["best"] > -math.inf and waited >= self.settings.patience
+        )
 
     def epoch(self, progress: Any) -> None:
         """Train (the rest of) one epoch and validate."""
@@ -183,7 +189,7 @@ class _Run:
         seconds = state["epoch_seconds"] + time.monotonic() - started
         entry = {"epoch": state["epoch"], "loss": sum(means.values()), "parts": means, "seconds": seconds}
         if state["epoch"] % self.settings.validate_every == 0 or state["epoch"] == self.settings.epochs:
-            self._judge(entry)
+            self.judge(entry)
         state["history"].append(entry)
         state.update(epoch=state["epoch"] + 1, step=0, sums={}, epoch_seconds=0.0)
         self._save()
@@ -244,7 +250,7 @@ class _Run:
                 remedy="Lower the learning rate or set clip_norm, and train again.",
             )
 
-    def _judge(self, entry: dict[str, Any]) -> None:
+    def judge(self, entry: dict[str, Any]) -> None:
         """Validate and, if it is the best so far, keep the weights."""
         present = {}
         if self.average is not None:
@@ -264,7 +270,7 @@ class _Run:
 
     def _note(self) -> str:
         steps = max(self.state["step"], 1)
-        best = f", best {self.settings.select_by} {self.state['best']:.4f}" if self.state["best_epoch"] else ""
+        best = f", best {self.settings.select_by} {self.state['best']:.4f}" if self.state["best"] > -math.inf else ""
         return f"epoch {self.state['epoch']}, loss {sum(self.state['sums'].values()) / steps:.3f}{best}"
 
     def _save(self) -> None:
