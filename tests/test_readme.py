@@ -1,46 +1,35 @@
 """What README and docs say is what results/ and the command line hold."""
 
-import importlib.util
 import re
 from pathlib import Path
 
 import pytest
 import typer
 
+import tables
 from distilrec.cli.main import app
 
 ROOT = Path(__file__).parents[1]
 
 
-def tables_module():
-    spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-TABLES = tables_module()
-
-
-@pytest.mark.parametrize("page", TABLES.PAGES)
+@pytest.mark.parametrize("page", tables.PAGES)
 def test_tables_are_those_of_results(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
-    assert TABLES.filled(text, TABLES.tables()) == text, "run python benchmarks/tables.py"
+    assert tables.filled(text, tables.tables()) == text, "run python benchmarks/tables.py"
     for name, content in re.findall(r"<!-- ([\w -]+) -->\n(.*?)\n<!-- /", text, flags=re.S):
-        assert content.startswith("|") != (content == TABLES.NOTHING_YET), name
+        assert content.startswith("|") != (content == tables.NOTHING_YET), name
 
 
 def test_many_pages_hold_tables() -> None:
-    assert len(TABLES.PAGES) > 25
-    assert {"README.md", "docs/training.md", "docs/annotate.md", "docs/methods/dllm2rec.md"} <= set(TABLES.PAGES)
+    assert len(tables.PAGES) > 25
+    assert {"README.md", "docs/training.md", "docs/annotate.md", "docs/methods/dllm2rec.md"} <= set(tables.PAGES)
 
 
 def test_a_page_is_filled() -> None:
     page = "a\n<!-- one -->\nold\n<!-- /one -->\nb\n<!-- two x -->\n<!-- /two x -->\n"
-    filled = TABLES.filled(page, {"one": "| 1 |"})
+    filled = tables.filled(page, {"one": "| 1 |"})
     assert filled == "a\n<!-- one -->\n| 1 |\n<!-- /one -->\nb\n<!-- two x -->\nNot measured yet.\n<!-- /two x -->\n"
-    assert TABLES.filled(filled, {"one": "| 1 |"}) == filled
+    assert tables.filled(filled, {"one": "| 1 |"}) == filled
 
 
 def test_every_verb_of_the_readme_exists_and_the_other_way_round() -> None:

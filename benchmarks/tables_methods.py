@@ -1,0 +1,214 @@
+"""Tables of what methods bring, from results/: for `tables.py`."""
+
+import statistics
+from typing import Any
+
+from tables_cells import DATASETS, interval
+
+
+def results_table(rows: list[dict[str, Any]]) -> str:
+    """Return plain students beside the same ones distilled by dllm2rec, where both have three seeds or more."""
+    lines = ["| data | student | trained | HR@10 | NDCG@10 | gain | p |", "|---|---|---|---|---|---|---|"]
+    by_key = {(row["dataset"], row["student"], row["method"]): row for row in rows}
+    seeds = set()
+    for (dataset, student, method), row in by_key.items():
+        plain = by_key.get((dataset, student, "plain"))
+        if method != "dllm2rec" or plain is None or min(len(row["seeds"]), len(plain["seeds"])) < 3:
+            continue
+        seeds.add(len(row["seeds"]))
+        gain = row["metrics"]["ndcg@10"] / (row["metrics"]["ndcg@10"] - row["difference"]["ndcg@10"]) - 1
+        for one, said in ((plain, "| |"), (row, f"| {gain:+.1%} | {row['users_and_seeds']['ndcg@10']['p']:.2g} |")):
+            how = "alone" if one is plain else "with an LLM teacher (dllm2rec)"
+            cells = (DATASETS[dataset], student, how, interval(one, "hr@10"), interval(one, "ndcg@10"))
+            lines.append(f"| {' | '.join(cells)} {said}")
+    lines += [
+        "",
+        f"{' or '.join(map(str, sorted(seeds)))} seeds; teacher: E4SRec on eight layers of SmolLM2-135M. Trained on the training part "
+        "alone, whole catalogue ranked, items of the history taken out, targets that never occur in training counted; 95 % intervals "
+        "over users, p over users and seeds. `results/dllm2rec.json`; all methods: [methods](docs/methods/README.md).",
+    ]
+    return "\n".join(lines)
+
+
+def rounds_table(figures: dict[str, Any]) -> str:
+    """Return both sides after every round, what they are held against, and ablations."""
+    lines = ["| data | side | variant | round | seeds | HR@10 | NDCG@10 | p |", "|---|---|---|---|---|---|---|---|"]
+    for row in [*figures["rows"], *figures["ablations"]]:
+        p = f"{row['p_value']['ndcg@10']:.2g}" if "p_value" in row else ""
+        number = "" if row["round"] is None else str(row["round"])
+        cells = (DATASETS[row["dataset"]], row["side"], row["variant"], number, str(len(row["seeds"])))
+        lines.append(f"| {' | '.join(cells)} | {interval(row, 'hr@10')} | {interval(row, 'ndcg@10')} | {p} |")
+    ratio = figures.get("round_time_ratio")
+    lines += [
+        "",
+        "Trained on the training part alone; whole catalogue ranked, items of the history taken out, targets that never occur in "
+        "training counted; 95 % intervals over users; p: Wilcoxon signed-rank test of users' NDCG@10 against the plain student, Holm."
+        + (f" A round takes {ratio:.2f} times what training the teacher alone to its best takes." if ratio else "")
+        + f" `{figures['command']}`.",
+    ]
+    return "\n".join(lines)
+
+
+def asking_table(figures: dict[str, Any]) -> str:
+    """Return students under every policy, a column a budget, and every policy beside a draw at random."""
+    rows = figures.get("rows", [])
+    budgets = sorted({row["budget"] for row in rows if row["budget"] is not None})
+    by_key = {(row["student"], row["policy"], row["budget"]): row for row in rows}
+    lines = []
+    for metric in ("recall@10", "ndcg@10"):
+        shown = metric.replace("ndcg", "NDCG")
+        lines += [
+            f"| {shown} | policy | {' | '.join(f'{one:,} asked' for one in budgets)} |",
+            "|---" * (len(budgets) + 2) + "|",
+        ]
+        for student, policy in dict.fromkeys((row["student"], row["policy"]) for row in rows):
+            if (whole := by_key.get((student, policy, None))) is not None:
+                cells = [f"{interval(whole, metric)}, nobody asked", *[""] * (len(budgets) - 1)]
+            else:
+                cells = [asked_cell(by_key.get((student, policy, one)), metric) for one in budgets]
+            lines.append(f"| {student} | {policy} | {' | '.join(cells)} |")
+        lines.append("")
+    if rows:
+        tests = [
+            row["p_plain"][metric]
+            for row in rows
+            for metric in ("recall@10", "ndcg@10")
+            if "p_plain" in row and row["budget"]
+        ]
+        beside = [row["p_random"][metric] for row in rows for metric in ("recall@10", "ndcg@10") if "p_random" in row]
+        pooled = [row["p_value"] for row in figures["policies"]]
+        cost = figures["usd_per_session"]
+        lines += [
+            f"HetRec-ML, 2,465 test sessions, whole catalogue ranked, no filter; {len(rows[0]['seeds'])} seeds; GPT-4's recorded "
+            "rankings (`tr`: the conventional teacher's; `authors_...`: what the paper's authors picked); `*`: differs from the "
+            "plain student, Wilcoxon over sessions, p < .05 after Holm over all rows; (n): seeds of which the start was kept. Of "
+            f"{len(tests)} comparisons with the plain student {sum(p < 0.05 for p in tests)} are significant, of {len(beside)} with "
+            f"`random` at the same budget {sum(p < 0.05 for p in beside)}, of {len(pooled)} with `random` over all budgets "
+            f"{sum(p < 0.05 for p in pooled)}. A question costs about {cost['usd']:.4f} USD ({cost['model']}, list price). "
+            f"Intervals and every p-value: `results/alkdrec.json`; curves: `results/plots/`; `{figures['command']}`.",
+        ]
+    if "end_to_end" in figures:
+        end = figures["end_to_end"]
+        lines += [
+            "",
+            f"End to end with nothing recorded: SmolLM2-135M behind a server on loopback, {end['asked']} chosen sessions of "
+            f"MovieLens-100K, {end['minutes']:.1f} minutes on two cores; {end['usable']} replies could be used, "
+            f"{end['repaired']} of them mended. "
+            f"`{end['command']}`.",
+        ]
+    return "\n".join(lines)
+
+
+def asked_cell(row: dict[str, Any] | None, metric: str) -> str:
+    """Return a figure, whether it differs from the plain student's, and how many seeds kept their start."""
+    if row is None:
+        return ""
+    differs = "*" if row["p_plain"][metric] < 0.05 else ""
+    return f"{row['metrics'][metric]:.4f}{differs}" + (f" ({row['unchanged']})" if row["unchanged"] else "")
+
+
+def null_table(simulation: dict[str, Any]) -> str:
+    """Return how often the statistics of a comparison were right where the truth was known."""
+    lines = ["| | |", "|---|---|"]
+    lines += [f"| {name} | {value:.1%} |" for name, value in simulation.items() if isinstance(value, float)]
+    return "\n".join(lines)
+
+
+def compare_table(figures: dict[str, Any]) -> str:
+    """Return the rows of the published comparison."""
+    lines = [
+        "| student | method | seeds | HR@10 | NDCG@10 | NDCG@10 against plain | p, Holm | ms a user |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in figures["rows"]:
+        gain, p = (row.get(name, {}).get("ndcg@10") for name in ("difference", "p_value"))
+        cells = (
+            row["student"] or row["teacher"], row["method"] or "(teacher)", str(len(row["seeds"])), interval(row, "hr@10"),
+            interval(row, "ndcg@10"), "" if gain is None else f"{gain:+.4f} {row['verdict']['ndcg@10']}",
+            "" if p is None else f"{p:.2g}", "" if row["ms_per_user"] is None else f"{row['ms_per_user']:.3f}",
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    killed = " and ".join(f"{minute:g}" for minute in figures["killed_at_minutes"])
+    lines += [
+        "",
+        f"MovieLens-100K, {figures['minutes']:.0f} minutes on {figures['cores']} cores"
+        + (f", killed with SIGKILL after {killed} minutes and started again" if killed else "")
+        + f". `{figures['command']}`.",
+        "",
+        *(f"> {' '.join(advice['words'])}" for advice in figures["advice"]),
+    ]
+    return "\n".join(lines)
+
+
+def method_tables(figures: dict[str, Any]) -> dict[str, str]:
+    """Return one table for all methods, one for each, one of the ablations and one of speed."""
+    rows, found = figures.get("rows", []), {}
+    for name in sorted({row["method"] for row in rows}):
+        shown = [row for row in rows if row["method"] in (name, "plain")]
+        cells = {(row["dataset"], row["student"]) for row in rows if row["method"] == name}
+        found[f"method-table {name}"] = method_table(
+            [row for row in shown if (row["dataset"], row["student"]) in cells]
+        )
+    if rows:
+        found["methods-table"] = method_table(rows)
+    if figures.get("ablations"):
+        whole = [
+            row
+            for row in rows
+            if (row["dataset"], row["student"]) == ("amazon-toys", "sasrec") and row["method"] in ("plain", "dllm2rec")
+        ]
+        found["dllm2rec-ablations"] = method_table(whole + figures["ablations"], against="the whole method")
+    if "speed" in figures:
+        found["distilling-speed"] = distilling_table(figures)
+    return found
+
+
+def method_table(rows: list[dict[str, Any]], against: str = "the plain student") -> str:
+    """Return rows of students under methods, and what they are above the plain one."""
+    lines = [
+        "| data | student | method | seeds | HR@10 | NDCG@10 | NDCG@10 against plain | p |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    plain = {(row["dataset"], row["student"]): row["metrics"]["ndcg@10"] for row in rows if row["method"] == "plain"}
+    for row in rows:
+        base = plain.get((row["dataset"], row["student"]))
+        if "difference" in row and "ablation" not in row:  # of the same seeds
+            base = row["metrics"]["ndcg@10"] - row["difference"]["ndcg@10"]
+        gain = "" if base is None or row["method"] == "plain" else f"{row['metrics']['ndcg@10'] / base - 1:+.1%}"
+        p = f"{row['p_value']['ndcg@10']:.2g}" if "p_value" in row else ""
+        lines.append(
+            f"| {DATASETS[row['dataset']]} | {row['student']} | {row.get('ablation', row['method'])} | {len(row['seeds'])} "
+            f"| {interval(row, 'hr@10')} | {interval(row, 'ndcg@10')} | {gain} | {p} |"
+        )
+    if any(len(row["seeds"]) == 1 for row in rows):
+        lines += [
+            "",
+            "Rows with one seed show what was seen, and claim nothing: seeds of one method differ by a few percent.",
+        ]
+    lines += [
+        "",
+        "Trained on the training part alone; whole catalogue ranked, items of the history taken out, targets that never occur in "
+        f"training counted; 95 % intervals over users; p: Wilcoxon signed-rank test of users' NDCG@10 against {against}, after Holm "
+        "over all rows. `results/dllm2rec.json`.",
+    ]
+    return "\n".join(lines)
+
+
+def distilling_table(figures: dict[str, Any]) -> str:
+    """Return seconds of an epoch: plain, distilling, and the naive reference."""
+    speed = figures["speed"]
+    plain, ours = (statistics.median(speed["seconds"][name]) for name in ("plain", "distilling"))
+    naive, published = speed["naive"], speed["published"]
+    lines = [
+        "| SASRec on Beauty, teacher vectors 4,096 wide, K = 10 | seconds an epoch | against ours distilling |",
+        "|---|---|---|",
+        f"| plain | {plain:.1f} | {plain / ours:.2f} |",
+        f"| distilling | {ours:.1f} ({figures['epoch_ratio_plain']:.2f} times plain) | 1 |",
+        f"| the published code's way, written anew | {naive['epoch_seconds']:.0f} | {figures['epoch_ratio_naive']:.1f} |",
+        f"| the published code, measured earlier on two cores | {published['distilling_seconds']} "
+        f"| {published['distilling_seconds'] / ours:.1f} |",
+        "",
+        f"{speed['precision']}, {speed['threads']} threads, medians; preparing the vectors once took "
+        f"{speed['preparing_seconds']:.1f} s. `{speed['command']}`.",
+    ]
+    return "\n".join(lines)
