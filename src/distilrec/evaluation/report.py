@@ -1,6 +1,5 @@
 """The report: one HTML file that needs nothing from outside, light or dark as the reader's system is."""
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import jinja2
 
 from distilrec.evaluation.groups import main_cutoff
 from distilrec.files import write_text
+from distilrec.panels import markup, panels
 
 _SHOWN = ("hr@5", "hr@10", "hr@20", "ndcg@10", "mrr@10")
 _GROUPS = {"history": "by items in the history", "target_popularity": "by the target's training interactions"}
@@ -84,13 +84,7 @@ def _parts(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _figure(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Draw loss and validation measure by epoch; return SVG markup."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
-    matplotlib.rcParams.update({"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": "distilrec"})
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    figure, left, right = panels()
     for model, history in curves.items():
         left.plot([entry["epoch"] for entry in history], [entry["loss"] for entry in history], label=model)
         measured = [entry for entry in history if "valid" in entry]
@@ -102,10 +96,7 @@ def _figure(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         axis.set_xlabel("epoch")
         axis.grid(alpha=0.3)
     right.legend(fontsize="small")
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None}, transparent=True)
-    pyplot.close(figure)
-    drawn = text.getvalue()
+    drawn = markup(figure, transparent=True)
     return drawn[drawn.index("<svg") :]
 
 

@@ -1,6 +1,5 @@
 """What `select` shows and writes: a selection beside the difficulties it was made from."""
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from distilrec.data.split import Ints
 from distilrec.files import write_json, write_with
 from distilrec.knowledge.select.draw import Selection
 from distilrec.knowledge.select.policies import Floats
+from distilrec.panels import markup, panels
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +65,9 @@ class Chosen:
 
 def plot(chosen: Chosen) -> str:
     """Draw difficulty and probability by rank, with what was drawn; return SVG."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
-    matplotlib.rcParams.update({"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": "distilrec"})
     order, ranks = chosen.order, np.arange(1, len(chosen.examples) + 1)
     drawn = np.isin(chosen.examples[order], chosen.selection.examples)
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    figure, left, right = panels()
     left.plot(ranks, chosen.difficulty[order], color="#44546a")
     left.plot(ranks[drawn], chosen.difficulty[order][drawn], "|", color="#c0392b", markersize=9, label="drawn")
     left.set_title("difficulty")
@@ -84,7 +78,4 @@ def plot(chosen: Chosen) -> str:
     for axis in (left, right):
         axis.set_xlabel("rank, the hardest first")
         axis.grid(alpha=0.3)
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    pyplot.close(figure)
-    return text.getvalue()
+    return markup(figure)
