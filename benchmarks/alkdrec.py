@@ -101,7 +101,14 @@ def cells(student: str, seed: int, arguments: argparse.Namespace) -> Iterator[Ce
     for policy in (*content["policies"], "tr", *(f"authors_{name}" for name in AUTHORS)):
         if arguments.policies is None or policy in arguments.policies:
             for budget in content["budgets"]:
-                yield Cell(student, seed, policy, budget)
+                if not policy.startswith("authors_") or budget <= len(authors_words(policy, arguments)):
+                    yield Cell(student, seed, policy, budget)
+
+
+def authors_words(policy: str, arguments: argparse.Namespace) -> list[str]:
+    """Return the sessions that the authors' own policy picked, in its order."""
+    path: Path = arguments.data / f"selected_{policy.removeprefix('authors_')}.txt"
+    return path.read_text(encoding="utf-8").split()
 
 
 class Bench:
@@ -145,9 +152,8 @@ class Bench:
         """Return the examples that a policy asks about, among those that were annotated."""
         data, annotated = self.run.data, self._recorded()[0].examples
         if cell.policy.startswith("authors_"):
-            path = self.arguments.data / f"selected_{cell.policy.removeprefix('authors_')}.txt"
             last = {data.user_ids[row]: example for row, example in last_examples(data)}
-            picked = np.array([last[word] for word in path.read_text().split()], dtype=np.int64)
+            picked = np.array([last[word] for word in authors_words(cell.policy, self.arguments)], dtype=np.int64)
             return picked[np.isin(picked, annotated)][: cell.budget]
         examples = training_examples(data, "last")
         hard = difficulties(self.recommender(), data, examples)
