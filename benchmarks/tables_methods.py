@@ -74,7 +74,7 @@ def asking_table(figures: dict[str, Any]) -> str:
                 cells = [asked_cell(by_key.get((student, policy, one)), metric) for one in budgets]
             lines.append(f"| {student} | {policy} | {' | '.join(cells)} |")
         blank = " |" * (len(budgets) - 2)
-        lines += [f"| {name} | the paper's alkdrec | | {value[metric]:.4f} |{blank}" for name, value in PAPER.items()]
+        lines += [f"| {name} | the paper's alkdrec | | {value[metric]:.5f} |{blank}" for name, value in PAPER.items()]
         lines.append("")
     if rows:
         tests = [
