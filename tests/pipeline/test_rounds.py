@@ -66,7 +66,8 @@ def test_both_sides_come_out(
     results = run.evaluate()
     assert [row["role"] for row in results["rows"]] == ["student", "teacher", "distilled"]
     names = [one["name"] for one in results["stages"]]
-    assert {"student", "student-round-0", "teacher-round-1", "student-round-1"} < set(names)
+    assert {"student", "teacher-round-1", "student-round-1"} < set(names)
+    assert ("student-round-0" in names) == ("embedding_weight" in method)  # else it is the plain student
     assert len(run.alternation.course.teachers) == len(run.alternation.course.students) - 1
     assert list(tmp_path.glob("run/**/peer_states.bin")) == []
     again = pipeline(settings, tmp_path / "run", tiny_llm, teacher, **method).evaluate()
@@ -91,6 +92,18 @@ def test_every_setting_matters(settings: dict[str, Any], tmp_path: Path, tiny_ll
         weights = load_file(student / "model.safetensors")
         found.add(tuple(round(value.double().sum().item(), 7) for value in weights.values()))
     assert len(found) == len(changes)
+
+
+def test_rounds_from_the_plain_student_are_those_from_one_trained_like_it(
+    settings: dict[str, Any], tmp_path: Path, tiny_llm: Path
+) -> None:
+    shared = pipeline(settings, tmp_path / "shared", tiny_llm).alternation.course
+    like_it = {**settings, "distil": {**settings["train"], "patience": 7}}  # two epochs: no patience is ever at its end
+    own = pipeline(like_it, tmp_path / "own", tiny_llm).alternation.course
+    assert (shared.students[0].made.name, own.students[0].made.name) == ("student", "student-round-0")
+    for one, other in zip(shared.students, own.students, strict=True):
+        ours, theirs = (load_file(half.made.folder / "model.safetensors") for half in (one, other))
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
 def test_as_many_epochs_and_rounds_as_wanted(settings: dict[str, Any], tmp_path: Path, tiny_llm: Path) -> None:

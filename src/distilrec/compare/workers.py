@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, wait
@@ -28,6 +28,7 @@ from distilrec.errors import DistilrecError
 from distilrec.progress import say
 
 _ECHO_SECONDS = 30.0  # between two looks at what a running job says
+_FOUND_DONE = 1.0  # seconds; a job that takes less was done before, and tells nothing of how long the others will take
 _SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -75,10 +76,15 @@ class Workers:
                     say(f"[{finished}/{plan.total}] {job.label}: failed. {answer['error']}")
                     continue
                 plan.done(job, answer["found"])
-                spent.append(seconds)
-                left = (plan.total - finished) * statistics.fmean(spent) / self.count
+                if seconds > _FOUND_DONE:
+                    spent.append(seconds)
                 said = f"validation {answer['found']['valid']:.4f}, " if "valid" in answer["found"] else ""
-                say(f"[{finished}/{plan.total}] {job.label}: {said}{seconds:.0f} s; about {left / 60:.0f} min left")
+                say(f"[{finished}/{plan.total}] {job.label}: {said}{seconds:.0f} s{self._left(plan, finished, spent)}")
+
+    def _left(self, plan: Plan, finished: int, spent: Collection[float]) -> str:
+        if not spent:
+            return ""
+        return f"; about {(plan.total - finished) * statistics.fmean(spent) / self.count / 60:.0f} min left"
 
     def time(self, plan: Plan, deadline: float) -> None:
         """Time ranking with every model of a plan, one after the other, with nothing beside them."""

@@ -81,8 +81,14 @@ class Alternation:
         return self.run.teaching.restored(self.course.best_teacher.made)()
 
     def _start(self) -> Stage:
-        """Train the student before the first round: on the targets alone, with the method's item table."""
+        """Train the student before the first round: on the targets alone, with the method's item table.
+
+        Where that table is the student's own, this is the plain student, which is not trained again.
+        """
         run = self.run
+        if self._vectors is None and self._plain == run.config.train.model_copy(update={"refit": False}):
+            _ = run.student
+            return run.stages["student"]
         inputs = {**run.student_inputs(self._plain), **self._of_method()}
 
         def work(folder: Path, key: str) -> None:
@@ -173,7 +179,9 @@ class Alternation:
             return run._validate(model, training.validate_users)
 
         task = Task(student, run.data, training, seed=seed, validate=validate, method=method)
-        if before is not None:
+        if before is not None and before.name == "student":
+            student.load_state_dict(load_student(before.folder / MODEL, STUDENTS).state_dict())
+        elif before is not None:
             restore(task, load_file(before.folder / _WEIGHTS))
         outcome = fit(task, training, folder, label=label, identity=key, seed=seed)
         say_fit(outcome, training)
