@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-RESULTS := demo students ml100k_sasrec floor scale annotation dllm2rec alkdrec compare_ml100k training_speed
+RESULTS := demo together students ml100k_sasrec floor scale annotation dllm2rec alkdrec compare_ml100k training_speed
 DATA ?= ../shared/data
 
 .PHONY: demo test lint format bench clean tables $(RESULTS:%=results-%)
@@ -30,6 +30,11 @@ bench: $(VENV)/.ready
 
 results-demo: demo
 	cp runs/demo/results.json results/demo.json
+	$(MAKE) tables
+
+results-together: $(VENV)/.ready
+	$(BIN)/distilrec run configs/demo.yaml --name together method=llmd4rec
+	cp runs/together/results.json results/together.json
 	$(MAKE) tables
 
 results-students: $(VENV)/.ready

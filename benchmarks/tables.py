@@ -42,6 +42,8 @@ def tables() -> dict[str, str]:
     found = {}
     if demo := held("demo"):
         found["demo-table"] = of_models.demo_table(demo)
+    if together := held("together"):
+        found["together-table"] = of_models.demo_table(together)
     if peer := held("ml100k_sasrec"):
         found["sasrec-peer"] = of_models.peer_table(peer)
     if students := held("students"):

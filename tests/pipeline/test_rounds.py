@@ -67,6 +67,7 @@ def test_both_sides_come_out(
     assert [row["role"] for row in results["rows"]] == ["student", "teacher", "distilled"]
     names = [one["name"] for one in results["stages"]]
     assert {"student", "teacher-round-1", "student-round-1"} < set(names)
+    assert len(names) == len(set(names))
     assert ("student-round-0" in names) == ("embedding_weight" in method)  # else it is the plain student
     assert len(run.alternation.course.teachers) == len(run.alternation.course.students) - 1
     assert list(tmp_path.glob("run/**/peer_states.bin")) == []

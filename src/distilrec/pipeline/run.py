@@ -237,8 +237,9 @@ class Pipeline:
 
         done = self.stage("evaluate", inputs, work)
         results: dict[str, Any] = read_json(done.folder / "results.json")
+        once = {one.key: one for one in self.stages.values()}  # what rounds bring forth is there under two names
         results["stages"] = [
-            {"name": one.name, "seconds": round(one.seconds, 3), "cached": one.cached} for one in self.stages.values()
+            {"name": one.name, "seconds": round(one.seconds, 3), "cached": one.cached} for one in once.values()
         ]
         results["peak_rss_mb"] = round(max(one.peak_rss_mb for one in self.stages.values()), 1)
         results["ranks"] = f"{done.folder.name}/{RANKS}"  # where `distilrec evaluate A B` finds them
