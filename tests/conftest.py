@@ -4,6 +4,12 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch loads: tiny models are faster on one thread
 
+import signal
+
+if (
+    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+):  # so it is where the tests are a background job, and in all they start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import csv
 from collections.abc import Callable, Sequence

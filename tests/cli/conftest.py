@@ -18,9 +18,6 @@ Cli = Callable[..., Done]
 def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Cli]:
     """Return `cli(*words)`: runs `distilrec words... --out runs` and tells how it went; other exceptions come through."""
     before = signal.getsignal(signal.SIGTERM)
-    interrupt = signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # where the tests are a background job it is ignored
 
     def run(*words: object, out: bool = True) -> Done:
         runs = tmp_path / "runs"
@@ -36,7 +33,6 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
     yield run
     signal.signal(signal.SIGTERM, before)
-    signal.signal(signal.SIGINT, interrupt)
 
 
 @pytest.fixture
