@@ -151,7 +151,7 @@ def test_only_chosen_examples_are_asked_and_trained_on(
     results = run.evaluate()
     assert seen == set(wanted.tolist())
     assert torch.equal(started[0], run.student.item_vectors())  # it goes on from the plain student
-    assert not torch.equal(run.distilled.item_vectors(), run.student.item_vectors())
+    assert not torch.equal(started[-1], started[0])  # what comes out may still be the plain student: validation decides
     assert [row["role"] for row in results["rows"]] == ["student", "teacher", "distilled"]
 
 
