@@ -2,8 +2,7 @@
 
     python benchmarks/alkdrec.py train              # an hour or two: every cell that is not trained yet
     python benchmarks/alkdrec.py train --students fpmc --seeds 0 --threads 1
-    python benchmarks/alkdrec.py train --weak       # the same with students whose training was cut short
-    python benchmarks/alkdrec.py report             # results/alkdrec.json; `weak` in it, where they are trained
+    python benchmarks/alkdrec.py report             # results/alkdrec.json
 
 Data: HetRec-ML as ALKDRec's authors cut it, 12,323 sessions, GPT-4's rankings of 4,992 training sessions. A policy sees all training
 sessions, and the first of its draws that were annotated are taken; `authors_*` are the authors' own recorded selections. `tr` learns
@@ -49,7 +48,6 @@ CONFIG = Path("configs/alkdrec/hetrec-ml.yaml")
 METRICS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
 AUTHORS = ("alkdrec", "rad_bc", "random", "hardest", "easiest")
 TOP = 25
-MARK = "weak"
 GPT4, DRAWN = "gpt-4-turbo-2024-04-09", "recall@10"
 
 
@@ -73,7 +71,6 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data/hetrec-ml"))
     parser.add_argument("--runs", type=Path, default=Path("runs/alkdrec"))
     parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--weak", action="store_true", help="students that are trained too little, on purpose")
     parser.add_argument("--out", type=Path, default=Path("results/alkdrec.json"))
     arguments = parser.parse_args()
     if arguments.threads:
@@ -81,8 +78,6 @@ def main() -> None:
     if arguments.what == "report":
         report(arguments)
         return
-    if arguments.weak:
-        write_text(arguments.runs / MARK, "students trained too little are here, too\n")
     for seed in arguments.seeds:
         for student in arguments.students:
             bench = Bench(student, seed, arguments)
@@ -103,8 +98,7 @@ def cells(student: str, seed: int, arguments: argparse.Namespace) -> Iterator[Ce
     content = settings()
     yield Cell(student, seed, "plain", None)
     yield Cell(student, seed, "teacher", None)
-    every = (*content["policies"], "tr", *(f"authors_{name}" for name in AUTHORS))
-    for policy in content["weak"]["policies"] if arguments.weak else every:
+    for policy in (*content["policies"], "tr", *(f"authors_{name}" for name in AUTHORS)):
         if arguments.policies is None or policy in arguments.policies:
             for budget in content["budgets"]:
                 if not policy.startswith("authors_") or budget <= len(authors_words(policy, arguments)):
@@ -123,13 +117,9 @@ class Bench:
     def __init__(self, student: str, seed: int, arguments: argparse.Namespace) -> None:
         self.arguments, self.student, self.seed = arguments, student, seed
         content = settings()
-        students, weak, _, _ = (content.pop(key) for key in ("students", "weak", "policies", "budgets"))
+        students, self.policies, _ = (content.pop(key) for key in ("students", "policies", "budgets"))
         own = students[student]
         content["train"] |= own.get("train", {})
-        tutor = {"train": dict(content["train"])}
-        if arguments.weak:
-            content["train"] |= weak["train"]
-            content["distil"] |= weak["distil"]
         log = written_log(arguments)
         content["data"] |= {"interactions": str(log), "items": str(arguments.data / "items.csv")}
         content |= {
@@ -139,7 +129,7 @@ class Bench:
         conventional = {"name": "conventional", "recommender": {"name": student, **own["teacher"]}}
         root = arguments.runs / content["name"]
         self.run = Pipeline(load_config(None, [f"seed={seed}"], {**content, "teacher": recorded}), root)
-        self.tutor = Pipeline(load_config(None, [f"seed={seed}"], {**content, **tutor, "teacher": conventional}), root)
+        self.tutor = Pipeline(load_config(None, [f"seed={seed}"], {**content, "teacher": conventional}), root)
 
     def ranks(self, cell: Cell) -> methods.Ranks:
         """Return the ranks of the test targets, [n], training what is not trained yet."""
@@ -280,28 +270,6 @@ def over_budgets(found: dict[tuple[str, str, int | None], dict[int, methods.Rank
 
 def report(arguments: argparse.Namespace) -> None:
     """Write the rows of all cells that are trained; trains nothing new if `train` went through."""
-    arguments.weak = False
-    rows, policies = rows_of(arguments)
-    cost = usd_per_session(arguments)
-    for row in rows:
-        row["usd"] = 0.0 if row["policy"] in ("plain", "teacher", "tr") else row["budget"] * cost["usd"]
-    content = read_json(arguments.out) if arguments.out.exists() else {}
-    content |= {
-        "rows": rows,
-        "policies": policies,
-        "usd_per_session": cost,
-        "command": "python benchmarks/alkdrec.py report",
-    }
-    draw(rows, arguments.out.parent)
-    arguments.weak = True
-    if (arguments.runs / MARK).exists():
-        weak, policies = rows_of(arguments)
-        content["weak"] = {"rows": weak, "policies": policies}
-    write_json(arguments.out, content)
-
-
-def rows_of(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return a row for every cell over its seeds, and every policy against `random`."""
     found: dict[tuple[str, str, int | None], dict[int, methods.Ranks]] = {}
     for student in arguments.students:
         for seed in arguments.seeds:
@@ -317,18 +285,32 @@ def rows_of(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], list[d
         plain = found[student, "plain", None]
         row["unchanged"] = sum(np.array_equal(ranks, plain[seed]) for seed, ranks in by_seed.items())
         rows.append(row)
-        for name, other in (("plain", plain), ("random", found.get((student, "random", budget)))):
+        for name, other in (
+            ("plain", found[student, "plain", None]),
+            ("random", found.get((student, "random", budget))),
+        ):
             if policy not in ("plain", name) and other is not None and set(other) == set(by_seed):
                 base, own = (Side("", [one[seed] for seed in sorted(by_seed)]) for one in (other, by_seed))
                 tests += [(row, name, gap) for gap in compare(base, [own], ("recall@10", "ndcg@10"))]
     for (row, name, gap), p in zip(tests, holm([gap.wilcoxon_p for *_, gap in tests]), strict=True):
         row.setdefault(f"difference_{name}", {})[gap.metric] = gap.difference
         row.setdefault(f"p_{name}", {})[gap.metric] = p
+    cost = usd_per_session(arguments)
+    for row in rows:
+        row["usd"] = 0.0 if row["policy"] in ("plain", "teacher", "tr") else row["budget"] * cost["usd"]
+    content = read_json(arguments.out) if arguments.out.exists() else {}
+    content |= {
+        "rows": rows,
+        "policies": over_budgets(found),
+        "usd_per_session": cost,
+        "command": "python benchmarks/alkdrec.py report",
+    }
+    write_json(arguments.out, content)
+    draw(rows, arguments.out.parent)
     for row in rows:
         shown = ", ".join(f"{metric} {row['metrics'][metric]:.5f}" for metric in ("recall@10", "ndcg@10"))
         p = f", p {row['p_plain']['ndcg@10']:.2g}" if "p_plain" in row else ""
         say(f"{row['student']} {row['policy']} {row['budget'] or ''} x{len(row['seeds'])}: {shown}{p}")
-    return rows, over_budgets(found)
 
 
 if __name__ == "__main__":
