@@ -5,14 +5,18 @@
     python benchmarks/llmd4rec.py report                            # results/llmd4rec.json, of the runs that are there
 
 Settings: configs/llmd4rec/DATASET.yaml. Both sides are selected on validation and tested on all test users, whole catalogue, items of
-the history taken out, targets that never occur in training counted. What they are held against comes from benchmarks/methods.py: the
+the history taken out, targets that never occur in training counted. Teachers are trained with one seed; students of further seeds
+learn from the same teachers, round by round. What they are held against comes from benchmarks/methods.py: the
 plain student, the teacher alone, and soft_labels from that teacher (one way, once). Figures are means over users of the mean over
-seeds, with a bootstrap over users; p is a Wilcoxon signed-rank test of the users' gains against the plain student with the same
-seeds, corrected after Holm over all student rows.
+seeds, with a bootstrap over users; there is a row for every round, and one (`kept`) for the round that validation chose, seed by seed.
+The latter are tested: p is a Wilcoxon signed-rank test of the users' gains against the plain student with the same seeds (a teacher:
+against the one trained alone; an ablation: against the whole method), corrected after Holm over all; `users_and_seeds` is the test of
+evaluation/crossed.py, where seeds are drawn too.
 """
 
 import argparse
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +27,13 @@ import yaml
 import methods  # the benchmark beside this one
 from distilrec.config import Config
 from distilrec.config_file import load_config
+from distilrec.evaluation.crossed import SeedSpread, crossed, spread_of
 from distilrec.evaluation.metrics import gain
 from distilrec.evaluation.rank import target_ranks
 from distilrec.evaluation.significance import Side, compare
 from distilrec.files import read_json, write_json, write_with
 from distilrec.pipeline import Pipeline
-from distilrec.pipeline.alternating import MODEL
+from distilrec.pipeline.alternating import MODEL, Alternation
 from distilrec.pipeline.stage import Stage
 from distilrec.progress import say
 from distilrec.students import STUDENTS
@@ -37,6 +42,9 @@ from distilrec.training.loop import load_fit
 
 CONFIGS = Path("configs/llmd4rec")
 RANKS = "test_ranks.npy"
+WHOLE = "llmd4rec"
+ALONE = "e4srec alone"
+KEPT = "kept"  # the round that validation chose, seed by seed
 
 
 def main() -> None:
@@ -91,12 +99,16 @@ def configuration(name: str, variant: str, seed: int, data: Path) -> Config:
 
 
 def train(name: str, variant: str, seed: int, arguments: argparse.Namespace) -> None:
-    """Do all rounds of a run and test both sides after each, unless that is done."""
+    """Do all rounds of a run and test both sides after each, unless that is done; teachers are trained with one seed alone."""
     config = configuration(name, variant, seed, arguments.data)
     run = Pipeline(config, arguments.runs / config.name)
-    course = run.alternation.course
+    led = None
+    if seed != methods.TEACHER_SEED:
+        leading = configuration(name, variant, methods.TEACHER_SEED, arguments.data)
+        led = Pipeline(leading, arguments.runs / leading.name).alternation
+    course = Alternation(run, led).course
     summary: dict[str, Any] = {"student": [], "llm": []}
-    for side, halves in (("student", course.students), ("llm", course.teachers)):
+    for side, halves in (("student", course.students), ("llm", course.teachers if led is None else [])):
         for half in halves:
             ranks = tested(run, half.made, side)
             fit = load_fit(half.made.folder)
@@ -108,7 +120,10 @@ def train(name: str, variant: str, seed: int, arguments: argparse.Namespace) -> 
             )  # fmt: skip
             shown = ", ".join(f"{metric} {gain(metric, ranks).mean():.4f}" for metric in ("hr@10", "ndcg@10"))
             say(f"{config.name}, {side} after round {half.number}: validation {half.measure:.4f}, test {shown}")
-    summary["best"] = {"student": course.best_student.number, "llm": course.best_teacher.number}
+    summary["best"] = {
+        "student": course.best_student.number,
+        "llm": course.best_teacher.number if led is None else None,
+    }
     write_json(run.root / "course.json", summary)
 
 
@@ -128,70 +143,128 @@ def tested(run: Pipeline, stage: Stage, side: str) -> methods.Ranks:
 
 def report(arguments: argparse.Namespace) -> None:
     """Write the rows of all runs that are there."""
-    rows: list[dict[str, Any]] = []
-    ablations: list[dict[str, Any]] = []
-    comparisons: list[Any] = []
+    table = Table(arguments)
     ratios: dict[str, float] = {}
     for name in arguments.datasets:
-        against = others(name, "plain", arguments)
         for method in ("plain", "soft_labels"):
-            by_seed = others(name, method, arguments)
-            if by_seed:
-                rows.append(row_of(name, by_seed, {"side": "student", "round": None, "variant": method}))
-                if method != "plain":
-                    compared(rows[-1], by_seed, against, comparisons)
+            table.add(name, method, "student", None, others(name, method, arguments))
         alone = teacher_alone(name, arguments)
         if alone is not None:
-            rows.append(
-                row_of(
-                    name, {methods.TEACHER_SEED: alone[0]}, {"side": "llm", "round": None, "variant": "e4srec alone"}
-                )
-            )
+            table.add(name, ALONE, "llm", None, {methods.TEACHER_SEED: alone[0]})
         for variant in chosen(name, arguments):
             courses = {
                 seed: course for seed in arguments.seeds if (course := course_of(name, variant, seed, arguments))
             }
-            ablated = variant in settings_of(name)["ablations"]
-            for side in ("student", "llm"):
-                for number in sorted({half["round"] for course in courses.values() for half in course[side]}):
-                    by_seed = {seed: ranks_of(course, side, number) for seed, course in courses.items()}
-                    row = row_of(name, by_seed, {"side": side, "round": number, "variant": variant})
-                    row["valid"] = [round(at(course, side, number)["valid"], 5) for course in courses.values()]
-                    (ablations if ablated else rows).append(row)
-                    if side == "student":
-                        compared(row, by_seed, against, comparisons)
-            if variant == "llmd4rec" and courses and alone is not None:
-                ratios[name] = round_seconds(courses) / alone[1]
-    methods.put_tests(comparisons)
+            add_courses(table, name, variant, courses)
+            if variant == WHOLE:
+                if name == "amazon-toys":
+                    add_courses(table, name, "one round", {seed: first_of(one) for seed, one in courses.items()})
+                if methods.TEACHER_SEED in courses and alone is not None:
+                    ratios[name] = round_seconds(courses[methods.TEACHER_SEED]) / alone[1]
+    table.put_tests()
     content = read_json(arguments.out) if arguments.out.exists() else {}
     content |= {
-        "rows": rows, "ablations": ablations, "round_time_ratio": max(ratios.values(), default=None),
+        "rows": table.rows, "ablations": table.ablations, "round_time_ratio": max(ratios.values(), default=None),
         "round_time_ratios": ratios, "command": "python benchmarks/llmd4rec.py report",
     }  # fmt: skip
     write_json(arguments.out, content)
-    for row in rows + ablations:
+    for row in table.rows + table.ablations:
         shown = ", ".join(f"{metric} {row['metrics'][metric]:.4f}" for metric in ("hr@10", "ndcg@10"))
         p = f", p {row['p_value']['ndcg@10']:.2g}" if "p_value" in row else ""
         say(f"{row['dataset']} {row['variant']} {row['side']} round {row['round']} x{len(row['seeds'])}: {shown}{p}")
 
 
-def row_of(name: str, by_seed: dict[int, methods.Ranks], what: dict[str, Any]) -> dict[str, Any]:
-    """Return a row of figures over seeds."""
-    return {"dataset": name, **what, **methods.figures(list(by_seed.values())), "seeds": sorted(by_seed)}
+class Table:
+    """Rows of figures, and what is tested: what a way of training comes to, never its rounds one by one.
+
+    Args:
+        arguments: of the command line.
+    """
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        self.rows: list[dict[str, Any]] = []
+        self.ablations: list[dict[str, Any]] = []
+        self._found: dict[tuple[str, str, str], dict[int, methods.Ranks]] = {}
+        self._tested: list[tuple[tuple[str, str, str], dict[str, Any]]] = []
+
+    def add(
+        self, name: str, variant: str, side: str, number: int | str | None, by_seed: dict[int, methods.Ranks],
+        valid: list[float] | None = None,
+    ) -> None:  # fmt: skip
+        """Append a row, if there are ranks for it."""
+        if not by_seed:
+            return
+        row = {"dataset": name, "side": side, "round": number, "variant": variant}
+        row |= {**methods.figures(list(by_seed.values())), "seeds": sorted(by_seed)}
+        if valid is not None:
+            row["valid"] = [round(one, 5) for one in valid]
+        (self.ablations if is_ablation(name, variant) else self.rows).append(row)
+        if number in (None, KEPT):
+            self._found[name, variant, side] = by_seed
+            self._tested.append(((name, variant, side), row))
+
+    def put_tests(self) -> None:
+        """Hold students against the plain one, teachers against the teacher alone, ablations against the whole method."""
+        comparisons: list[Any] = []
+        for (name, variant, side), row in self._tested:
+            plain = "plain" if side == "student" else ALONE
+            base = self._found.get((name, WHOLE if is_ablation(name, variant) else plain, side), {})
+            own = self._found[name, variant, side]
+            if variant == plain or not base:
+                continue
+            # one teacher was trained alone, with a seed of its own: it is held against every one of the others
+            seeds = sorted(set(base) & set(own)) if side == "student" or is_ablation(name, variant) else sorted(own)
+            if not seeds:
+                continue
+            left = Side("base", [base[seed] for seed in seeds if seed in base] or list(base.values()))
+            right = Side("other", [own[seed] for seed in seeds])
+            comparisons.extend((row, gap) for gap in compare(left, [right], methods.TESTED))
+            row["users_and_seeds"] = {
+                metric: asdict(crossed(left, right, metric, spread=self._spread(name, side, metric)))
+                for metric in methods.TESTED
+            }
+        methods.put_tests(comparisons)
+
+    def _spread(self, name: str, side: str, metric: str) -> SeedSpread | None:
+        """Return how far seeds of a side lie apart, over all that was trained with several."""
+        several = [
+            np.stack([gain(metric, ranks) for ranks in by_seed.values()])
+            for (dataset, _, of), by_seed in self._found.items()
+            if (dataset, of) == (name, side)
+        ]
+        return spread_of(several)
 
 
-def compared(
-    row: dict[str, Any], by_seed: dict[int, methods.Ranks], against: dict[int, methods.Ranks], found: list[Any]
-) -> None:
-    """Compare a row with the plain student over the seeds that both have."""
-    seeds = sorted(set(by_seed) & set(against))
-    if seeds:
-        gaps = compare(
-            Side("base", [against[seed] for seed in seeds]),
-            [Side("other", [by_seed[seed] for seed in seeds])],
-            methods.TESTED,
+def is_ablation(name: str, variant: str) -> bool:
+    """Whether a variant lacks a part of the method."""
+    return variant == "one round" or variant in settings_of(name)["ablations"]
+
+
+def add_courses(table: Table, name: str, variant: str, courses: dict[int, dict[str, Any]]) -> None:
+    """Append both sides after every round, then after the round that validation chose."""
+    every = courses
+    for side in ("student", "llm"):
+        courses = {seed: course for seed, course in every.items() if course[side]}
+        for number in sorted({half["round"] for course in courses.values() for half in course[side]}):
+            by_seed = {seed: ranks_of(course, side, number) for seed, course in courses.items()}
+            table.add(
+                name, variant, side, number, by_seed, [at(course, side, number)["valid"] for course in courses.values()]
+            )
+        best = {seed: course["best"][side] for seed, course in courses.items()}
+        by_seed = {seed: ranks_of(course, side, best[seed]) for seed, course in courses.items()}
+        table.add(
+            name, variant, side, KEPT, by_seed, [at(one, side, best[seed])["valid"] for seed, one in courses.items()]
         )
-        found.extend((row, gap) for gap in gaps)
+
+
+def first_of(course: dict[str, Any]) -> dict[str, Any]:
+    """Return a course as it would have been with one round."""
+    cut = {side: [half for half in course[side] if half["round"] <= 1] for side in ("student", "llm")}
+    best = {
+        side: max(halves, key=lambda half: half["valid"])["round"] if halves else None for side, halves in cut.items()
+    }
+    return {**course, **cut, "best": best}
 
 
 def others(name: str, method: str, arguments: argparse.Namespace) -> dict[int, methods.Ranks]:
@@ -231,14 +304,10 @@ def ranks_of(course: dict[str, Any], side: str, number: int) -> methods.Ranks:
     return ranks
 
 
-def round_seconds(courses: dict[int, dict[str, Any]]) -> float:
+def round_seconds(course: dict[str, Any]) -> float:
     """Return what one round took on average."""
-    each = [
-        sum(half["seconds"] for side in ("student", "llm") for half in course[side] if half["round"] > 0)
-        / len(course["llm"])
-        for course in courses.values()
-    ]
-    return float(np.mean(each))
+    seconds = sum(half["seconds"] for side in ("student", "llm") for half in course[side] if half["round"] > 0)
+    return float(seconds) / len(course["llm"])
 
 
 if __name__ == "__main__":

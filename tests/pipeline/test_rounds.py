@@ -107,6 +107,36 @@ def test_rounds_from_the_plain_student_are_those_from_one_trained_like_it(
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
+def test_students_of_other_seeds_learn_from_the_teachers_of_rounds_that_lead(
+    settings: dict[str, Any], tmp_path: Path, tiny_llm: Path
+) -> None:
+    led = pipeline(settings, tmp_path / "led", tiny_llm).alternation
+    courses = {
+        seed: Alternation(pipeline({**settings, "seed": seed}, tmp_path / str(seed), tiny_llm), led).course
+        for seed in (42, 43)
+    }
+    weights = {}
+    for seed, course in courses.items():
+        own = led.course.teachers[: len(course.teachers)]
+        assert [half.made.key for half in course.teachers] == [half.made.key for half in own]
+        weights[seed] = [load_file(half.made.folder / "model.safetensors") for half in course.students]
+    leading = [load_file(half.made.folder / "model.safetensors") for half in led.course.students]
+    assert len(weights[42]) == len(leading)
+    for ours, theirs in zip(weights[42], leading, strict=True):  # the leader's own seed: the leader's own students
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert any(not torch.equal(weights[43][-1][key], value) for key, value in weights[42][-1].items())
+    assert not folders(tmp_path / "43", "teacher-round")
+
+
+def test_rounds_that_lead_are_of_the_same_data(settings: dict[str, Any], tmp_path: Path, tiny_llm: Path) -> None:
+    led = pipeline(settings, tmp_path / "led", tiny_llm).alternation
+    shorter = tmp_path / "shorter.csv"
+    shorter.write_text("".join(Path(settings["data"]["interactions"]).read_text().splitlines(keepends=True)[:-30]))
+    other = {**settings, "data": {**settings["data"], "interactions": str(shorter)}}
+    with pytest.raises(ValueError, match="other data"):
+        Alternation(pipeline(other, tmp_path / "other", tiny_llm), led)
+
+
 def test_as_many_epochs_and_rounds_as_wanted(settings: dict[str, Any], tmp_path: Path, tiny_llm: Path) -> None:
     run = pipeline(settings, tmp_path / "run", tiny_llm, rounds=1, teacher_epochs=3, student_epochs=4)
     course = run.alternation.course

@@ -39,10 +39,14 @@ class Alternation:
 
     Args:
         run: its data, settings, plain student and kind of teacher.
+        led: rounds of another run on the same data, whose teachers are taken as they are, round by round, so that only the
+            student trains: one set of teachers for several seeds of the student.
     """
 
-    def __init__(self, run: "Pipeline") -> None:
-        self.run = run
+    def __init__(self, run: "Pipeline", led: "Alternation | None" = None) -> None:
+        self.run, self._led = run, led
+        if led is not None and led.run.data.fingerprint != run.data.fingerprint:
+            raise ValueError("the rounds that lead are of other data")
         rounds = run.method_kind.rounds_of(run.method_settings)
         if rounds is None:
             raise ValueError(f"{run.method_kind.name} has no rounds")
@@ -57,7 +61,8 @@ class Alternation:
     def course(self) -> Course[Stage]:
         """Every half-step, done."""
         start = self._start()
-        course = alternate(self.rounds.count, (start, load_fit(start.folder).best), self._teach, self._learn)
+        rounds = self.rounds.count if self._led is None else len(self._led.course.teachers)
+        course = alternate(rounds, (start, load_fit(start.folder).best), self._teach, self._learn)
         for half in course.teachers:
             _forget(half.made)
         for half in course.students:
@@ -101,7 +106,10 @@ class Alternation:
         return run.stage("student-round-0", inputs, work, together=True)
 
     def _teach(self, number: int, before: Stage | None, student: Stage) -> tuple[Stage, float]:
-        """Train the teacher for one half-step."""
+        """Train the teacher for one half-step, unless it is given."""
+        if self._led is not None:
+            half = self._led.course.teachers[number - 1]
+            return half.made, half.measure
         run, kind, settings = self.run, self.run.teacher_kind, self.run.teacher_settings
         identity = kind.inputs(settings, self._materials(student))
         identity.pop("student", None)
