@@ -92,7 +92,7 @@ def configuration(name: str, variant: str, seed: int, data: Path) -> Config:
     content = settings_of(name)
     variants = {**content.pop("variants"), **content.pop("ablations")}
     content["method"] = {**content["method"], **(variants[variant] or {})}
-    content["name"] = f"{name}-{variant.replace(' ', '-')}-{seed}"
+    content["name"] = f"{name}-{seed}"  # variants share what they have in common
     for key in ("interactions", "items"):
         content["data"][key] = str(data / content["data"][key])
     return load_config(None, [f"seed={seed}"], content)
@@ -124,7 +124,12 @@ def train(name: str, variant: str, seed: int, arguments: argparse.Namespace) -> 
         "student": course.best_student.number,
         "llm": course.best_teacher.number if led is None else None,
     }
-    write_json(run.root / "course.json", summary)
+    write_json(run.root / course_file(variant), summary)
+
+
+def course_file(variant: str) -> str:
+    """Return where a variant's course is kept in its run's folder."""
+    return f"course-{variant.replace(' ', '-')}.json"
 
 
 def tested(run: Pipeline, stage: Stage, side: str) -> methods.Ranks:
@@ -288,7 +293,7 @@ def teacher_alone(name: str, arguments: argparse.Namespace) -> tuple[methods.Ran
 def course_of(name: str, variant: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any] | None:
     """Return what a run's rounds came to; None if they are not done."""
     root = arguments.runs / configuration(name, variant, seed, arguments.data).name
-    path = root / "course.json"
+    path = root / course_file(variant)
     return {**read_json(path), "root": root} if path.exists() else None
 
 
@@ -307,7 +312,7 @@ def ranks_of(course: dict[str, Any], side: str, number: int) -> methods.Ranks:
 def round_seconds(course: dict[str, Any]) -> float:
     """Return what one round took on average."""
     seconds = sum(half["seconds"] for side in ("student", "llm") for half in course[side] if half["round"] > 0)
-    return float(seconds) / len(course["llm"])
+    return float(seconds) / max(half["round"] for half in course["llm"])
 
 
 if __name__ == "__main__":

@@ -107,6 +107,19 @@ def test_rounds_from_the_plain_student_are_those_from_one_trained_like_it(
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
+def test_a_teacher_may_start_on_the_targets_alone(settings: dict[str, Any], tmp_path: Path, tiny_llm: Path) -> None:
+    run = pipeline(settings, tmp_path / "run", tiny_llm, teacher_start_epochs=3)
+    course = run.alternation.course
+    start = course.teachers[0]
+    assert (start.number, start.made.name, len(load_fit(start.made.folder).history)) == (0, "teacher-round-0", 3)
+    assert "mutual" not in load_fit(start.made.folder).history[0]["parts"]
+    assert "mutual" in load_fit(course.teachers[1].made.folder).history[0]["parts"]
+    # what the method does in rounds is nothing to it: another variant in the same folder begins from the same one
+    other = pipeline(settings, tmp_path / "run", tiny_llm, teacher_start_epochs=3, student_weight=0.3).alternation
+    assert other.course.teachers[0].made.key == start.made.key
+    assert len(folders(tmp_path / "run", "teacher-round-0")) == 1
+
+
 def test_students_of_other_seeds_learn_from_the_teachers_of_rounds_that_lead(
     settings: dict[str, Any], tmp_path: Path, tiny_llm: Path
 ) -> None:

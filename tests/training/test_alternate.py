@@ -46,6 +46,19 @@ def test_rounds_end_when_neither_side_gains(teachers: list[float], students: lis
     assert len(course.students) == done + 1
 
 
+def test_a_teacher_that_is_there_before_the_first_round_counts() -> None:
+    calls: list[tuple[int, str | None]] = []
+
+    def teach(number: int, before: str | None, _student: str) -> tuple[str, float]:
+        calls.append((number, before))
+        return f"t{number}", 0.1
+
+    course = alternate(3, ("s0", 0.5), teach, lambda number, _teacher, _before: (f"s{number}", 0.4), ("t0", 0.2))
+    assert calls == [(1, "t0")]  # neither side rose above its start
+    assert [half.number for half in course.teachers] == [0, 1]
+    assert (course.best_teacher.made, course.best_student.made, course.rounds) == ("t0", "s0", 1)
+
+
 def test_the_best_round_of_each_side_is_kept_the_first_of_equals() -> None:
     course, _ = course_of([0.4, 0.3, 0.4], [0.2, 0.5, 0.4], rounds=3)
     assert (course.best_teacher.number, course.best_student.number) == (1, 0)

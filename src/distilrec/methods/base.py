@@ -22,12 +22,14 @@ class Rounds:
     """How teacher and student train in turn: at most `count` times, each side at most so many epochs at a time.
 
     `refresh`: whether the teacher reads the student's present item vectors in each round, not only in the first.
+    `teacher_start_epochs`: at most so many epochs the teacher trains on the targets alone, before the first round.
     """
 
     count: int
     teacher_epochs: int
     student_epochs: int
     refresh: bool = True
+    teacher_start_epochs: int = 0
 
 
 class Method(nn.Module, ABC):

@@ -30,7 +30,8 @@ from distilrec.methods.dllm2rec import DLLM2RecSettings, informed
 class LLMD4RecSettings(Settings):
     """Settings of LLMD4Rec.
 
-    `rounds`: at most so many; they end when one helps neither side. `teacher_epochs`, `student_epochs`: most epochs of a half-step.
+    `rounds`: at most so many; they end when one helps neither side. `teacher_start_epochs`: most epochs of the teacher on the targets
+    alone before the first round. `teacher_epochs`, `student_epochs`: most epochs of a half-step.
     `teacher_temperature` is T1, `student_temperature` T2; `squared` multiplies a divergence by T^2. `teacher_weight`,
     `student_weight`: lambda of the teacher's and of the student's divergence; a `teacher_weight` of 0 is one-way: the teacher trains
     on the targets alone. `sample_weights`: w1 and w2, else 1. `refresh`: put the student's present item vectors into the teacher
@@ -39,6 +40,7 @@ class LLMD4RecSettings(Settings):
     """
 
     rounds: int = Field(3, ge=1)
+    teacher_start_epochs: int = Field(0, ge=0)
     teacher_epochs: int = Field(1, ge=1)
     student_epochs: int = Field(6, ge=1)
     teacher_temperature: float = Field(1.0, gt=0)
@@ -127,7 +129,13 @@ class LLMD4Rec(Learner):
     @classmethod
     def rounds_of(cls, settings: LLMD4RecSettings) -> Rounds:
         """See `Method.rounds_of`."""
-        return Rounds(settings.rounds, settings.teacher_epochs, settings.student_epochs, settings.refresh)
+        return Rounds(
+            settings.rounds,
+            settings.teacher_epochs,
+            settings.student_epochs,
+            settings.refresh,
+            settings.teacher_start_epochs,
+        )
 
     def item_embedding(self, table: nn.Module) -> nn.Module:
         """See `Method.item_embedding`: adds projected item vectors, if any are wanted."""

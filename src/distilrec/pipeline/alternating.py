@@ -61,15 +61,16 @@ class Alternation:
     def course(self) -> Course[Stage]:
         """Every half-step, done."""
         start = self._start()
-        rounds = self.rounds.count if self._led is None else len(self._led.course.teachers)
-        course = alternate(rounds, (start, load_fit(start.folder).best), self._teach, self._learn)
+        rounds = self.rounds.count if self._led is None else self._led.course.rounds
+        measured = start, load_fit(start.folder).best
+        course = alternate(rounds, measured, self._teach, self._learn, self._start_teacher(start))
         for half in course.teachers:
             _forget(half.made)
         for half in course.students:
             _forget(half.made)
         best = course.best_student, course.best_teacher
         say(
-            f"  {len(course.teachers)} rounds: the student is best after round {best[0].number} (validation {best[0].measure:.4f}), "
+            f"  {course.rounds} rounds: the student is best after round {best[0].number} (validation {best[0].measure:.4f}), "
             f"the teacher after round {best[1].number} ({best[1].measure:.4f})"
         )
         self.run.stages["distilled"], self.run.stages["teacher"] = (half.made for half in best)
@@ -105,18 +106,33 @@ class Alternation:
 
         return run.stage("student-round-0", inputs, work, together=True)
 
+    def _start_teacher(self, student: Stage) -> tuple[Stage, float] | None:
+        """Train the teacher before the first round: on the targets alone, with the student's item vectors as its ID embeddings."""
+        epochs = self.rounds.teacher_start_epochs
+        if epochs == 0:
+            return None
+        if self._led is not None:
+            return _of_round(self._led, 0)
+        training = self.run.config.teach.model_copy(update={"epochs": epochs})
+        return self._fit_teacher(0, None, student, training, alone=True)
+
     def _teach(self, number: int, before: Stage | None, student: Stage) -> tuple[Stage, float]:
         """Train the teacher for one half-step, unless it is given."""
         if self._led is not None:
-            half = self._led.course.teachers[number - 1]
-            return half.made, half.measure
+            return _of_round(self._led, number)
+        return self._fit_teacher(number, before, student, self._teaching)
+
+    def _fit_teacher(
+        self, number: int, before: Stage | None, student: Stage, training: TrainSettings, *, alone: bool = False
+    ) -> tuple[Stage, float]:
+        """Train the teacher from where it was; `alone`: on the targets, whatever the method."""
         run, kind, settings = self.run, self.run.teacher_kind, self.run.teacher_settings
         identity = kind.inputs(settings, self._materials(student))
         identity.pop("student", None)
         inputs = {
-            **self._of_method(), **identity, "teacher": kind.name, "teacher_settings": settings.model_dump(),
+            **({} if alone else self._of_method()), **identity, "teacher": kind.name, "teacher_settings": settings.model_dump(),
             "before": before.key if before else None, "student": student.key, "round": number,
-            "train": relevant(self._teaching), "filter_seen": run.config.evaluate.filter_seen,
+            "train": relevant(training), "filter_seen": run.config.evaluate.filter_seen,
         }  # fmt: skip
 
         def work(folder: Path, key: str) -> None:
@@ -125,20 +141,14 @@ class Alternation:
             teacher = kind.create(settings, materials) if fresh else kind.reopen(before.folder, settings, materials)  # type: ignore[union-attr]
             if not fresh and self.rounds.refresh and hasattr(teacher, "inject"):
                 teacher.inject(materials.id_embeddings())
-            _, method = self._new_student()
-            side = method.refine_teacher(self._peer(load_student(student.folder / MODEL, STUDENTS), student))
-            task = Task(
-                teacher, run.data, self._teaching, seed=self._seed(number), validate=self._validate_teacher, method=side
-            )
-            outcome = fit(
-                task,
-                self._teaching,
-                folder,
-                label=f"train teacher, round {number}",
-                identity=key,
-                seed=self._seed(number),
-            )
-            say_fit(outcome, self._teaching)
+            side = None
+            if not alone:
+                _, method = self._new_student()
+                side = method.refine_teacher(self._peer(load_student(student.folder / MODEL, STUDENTS), student))
+            seed = self._seed(number)
+            task = Task(teacher, run.data, training, seed=seed, validate=self._validate_teacher, method=side)
+            outcome = fit(task, training, folder, label=f"train teacher, round {number}", identity=key, seed=seed)
+            say_fit(outcome, training)
             if first_process():
                 teacher.save(folder, identity.get("llm", ""))
 
@@ -262,6 +272,12 @@ class Alternation:
 
     def _validate_teacher(self, model: Any) -> dict[str, float]:
         return self.run._validate(model, self._teaching.validate_users)
+
+
+def _of_round(led: Alternation, number: int) -> tuple[Stage, float]:
+    """Return the teacher of a round, and its measure."""
+    half = next(half for half in led.course.teachers if half.number == number)
+    return half.made, half.measure
 
 
 def _forget(stage: Stage) -> None:

@@ -27,6 +27,11 @@ class Course(Generic[Made]):
     students: list[Half[Made]]
 
     @property
+    def rounds(self) -> int:
+        """How many rounds there were."""
+        return self.students[-1].number
+
+    @property
     def best_teacher(self) -> Half[Made]:
         """The first of those with the highest measure."""
         return max(self.teachers, key=lambda half: (half.measure, -half.number))
@@ -42,6 +47,7 @@ def alternate(
     start: tuple[Made, float],
     teach: Callable[[int, Made | None, Made], tuple[Made, float]],
     learn: Callable[[int, Made, Made], tuple[Made, float]],
+    teacher: tuple[Made, float] | None = None,
 ) -> Course[Made]:
     """Train teacher and student in turn.
 
@@ -50,16 +56,17 @@ def alternate(
         start: the student before the first round, and its validation measure.
         teach: (round, teacher before or None, student) -> teacher, measure.
         learn: (round, teacher, student before) -> student, measure.
+        teacher: the teacher before the first round, and its validation measure; else the first round trains it from its start.
 
     Returns:
         What was made. The rounds end with the first in which neither side rose above its best.
     """
-    course: Course[Made] = Course([], [Half(0, *start)])
+    course: Course[Made] = Course([] if teacher is None else [Half(0, *teacher)], [Half(0, *start)])
     for number in range(1, rounds + 1):
         before = max((half.measure for half in course.teachers), default=float("-inf"))
         best = course.best_student.measure
-        teacher = course.teachers[-1].made if course.teachers else None
-        course.teachers.append(Half(number, *teach(number, teacher, course.students[-1].made)))
+        taught = course.teachers[-1].made if course.teachers else None
+        course.teachers.append(Half(number, *teach(number, taught, course.students[-1].made)))
         course.students.append(Half(number, *learn(number, course.teachers[-1].made, course.students[-1].made)))
         if course.teachers[-1].measure <= before and course.students[-1].measure <= best:
             break
