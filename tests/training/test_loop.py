@@ -22,8 +22,9 @@ from distilrec.files import write_bytes
 from distilrec.students import STUDENTS
 from distilrec.students.base import build_student
 from distilrec.teachers.e4srec import E4SRec, E4SRecSettings
-from distilrec.training.checkpoint import snapshot, trainable
+from distilrec.training.checkpoint import load_moments, snapshot, trainable
 from distilrec.training.loop import Fit, fit, load_fit
+from distilrec.training.optim import RowAdamW
 from distilrec.training.tasks import Task
 
 EVERY_STEP = TrainSettings(
@@ -265,6 +266,28 @@ def test_a_killed_training_judges_its_start_once(tiny_dataset: Dataset, tmp_path
     assert equal(snapshot(again), snapshot(whole))
     assert outcome.best == expected.best
     assert again.events == whole.events - 3
+
+
+def test_a_training_goes_on_with_what_it_is_given(tiny_dataset: Dataset, tmp_path: Path) -> None:
+    """Warm-up is not begun again, and the first steps are others than without moments."""
+    options = EVERY_STEP.model_copy(update={"warmup_steps": 1000})
+
+    def trained(folder: str, **given: Path | None) -> torch.nn.Module:
+        task = task_of(tiny_dataset, tiny_student(tiny_dataset, 1), options)
+        fit(task, options, tmp_path / folder, label="train", identity="one", seed=5, **given)  # type: ignore[arg-type]
+        return task.model
+
+    first = tmp_path / "moments"
+    alone = trained("alone", keep=first)
+    again = trained("again")
+    on = trained("on", continued=first, keep=tmp_path / "after")
+    assert equal(alone.state_dict(), again.state_dict())
+    assert not equal(alone.state_dict(), on.state_dict())
+    module = task_of(tiny_dataset, tiny_student(tiny_dataset, 1), options)
+    steps = [
+        load_moments(path, module, RowAdamW(module.parameter_groups(), lr=0.1)) for path in (first, tmp_path / "after")
+    ]
+    assert steps[1] == 2 * steps[0] > 0
 
 
 def test_validation_now_and_then(tiny_dataset: Dataset, tmp_path: Path) -> None:

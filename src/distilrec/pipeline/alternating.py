@@ -24,7 +24,7 @@ from distilrec.students.base import Student, load_student, save_student
 from distilrec.teachers.base import Materials
 from distilrec.training.checkpoint import restore, snapshot
 from distilrec.training.loop import fit, load_fit
-from distilrec.training.rounds import Course, alternate
+from distilrec.training.rounds import Course, Half, alternate
 from distilrec.training.tasks import Task
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _WEIGHTS = "weights.safetensors"  # the student before folding, and what the method owns
 _STATES = "peer_states.bin"
+_MOMENTS = "moments.safetensors"  # of the optimiser
 
 
 class Alternation:
@@ -65,9 +66,9 @@ class Alternation:
         measured = start, load_fit(start.folder).best
         course = alternate(rounds, measured, self._teach, self._learn, self._start_teacher(start))
         for half in course.teachers:
-            _forget(half.made)
+            _forget(half)
         for half in course.students:
-            _forget(half.made)
+            _forget(half)
         best = course.best_student, course.best_teacher
         say(
             f"  {course.rounds} rounds: the student is best after round {best[0].number} (validation {best[0].measure:.4f}), "
@@ -147,7 +148,8 @@ class Alternation:
                 side = method.refine_teacher(self._peer(load_student(student.folder / MODEL, STUDENTS), student))
             seed = self._seed(number)
             task = Task(teacher, run.data, training, seed=seed, validate=self._validate_teacher, method=side)
-            outcome = fit(task, training, folder, label=f"train teacher, round {number}", identity=key, seed=seed)
+            label = f"train teacher, round {number}"
+            outcome = fit(task, training, folder, label=label, identity=key, seed=seed, **_after(before, folder))
             say_fit(outcome, training)
             if first_process():
                 teacher.save(folder, identity.get("llm", ""))
@@ -201,7 +203,9 @@ class Alternation:
             student.load_state_dict(load_student(before.folder / MODEL, STUDENTS).state_dict())
         elif before is not None:
             restore(task, load_file(before.folder / _WEIGHTS))
-        outcome = fit(task, training, folder, label=label, identity=key, seed=seed)
+        outcome = fit(
+            task, training, folder, label=label, identity=key, seed=seed, **_after(before, folder, keep_first=False)
+        )
         say_fit(outcome, training)
         if first_process():
             weights = {name: value.contiguous() for name, value in snapshot(task).items()}
@@ -280,5 +284,19 @@ def _of_round(led: Alternation, number: int) -> tuple[Stage, float]:
     return half.made, half.measure
 
 
-def _forget(stage: Stage) -> None:
-    (stage.folder / _STATES).unlink(missing_ok=True)
+def _after(before: Stage | None, folder: Path, *, keep_first: bool = True) -> dict[str, Any]:
+    """Return how a training goes on from the one before it: with its moments, and as it was where that is better.
+
+    `keep_first`: whether what comes before the first round keeps moments. A plain student has none, nor has one trained like it.
+    """
+    if before is None:
+        return {"keep": folder / _MOMENTS} if keep_first else {}
+    moments = before.folder / _MOMENTS
+    return {"keep": folder / _MOMENTS, "continued": moments if moments.exists() else None, "judge_start": True}
+
+
+def _forget(half: Half[Stage]) -> None:
+    """Delete what only a later half-step needs. What precedes the first round is shared with other variants of the method."""
+    (half.made.folder / _STATES).unlink(missing_ok=True)
+    if half.number > 0:
+        (half.made.folder / _MOMENTS).unlink(missing_ok=True)

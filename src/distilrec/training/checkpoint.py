@@ -107,5 +107,50 @@ def load_checkpoint(
     return {group: _under(group, tensors) for group in kept}, state
 
 
+def save_moments(path: Path, module: nn.Module, optimizer: Optimizer, steps: int) -> None:
+    """Save what the optimiser knows of each trainable parameter, by name, and how many steps it took."""
+    known = optimizer.state_dict()["state"]
+    tensors = {
+        f"{name}/{key}": torch.as_tensor(value).contiguous()
+        for index, name in _numbered(module, optimizer).items()
+        for key, value in known.get(index, {}).items()
+    }
+    write_with(path, lambda part: save_file(tensors, part, {"steps": str(steps)}))
+
+
+def load_moments(path: Path, module: nn.Module, optimizer: Optimizer) -> int:
+    """Give the optimiser what it knew of parameters of the same names, and return after how many steps; others start at nothing.
+
+    Raises:
+        FingerprintError: the file cannot be read, or is of another model.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            steps = int((file.metadata() or {})["steps"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise FingerprintError(
+            f"broken optimiser state ({error}).", where=str(path), remedy="Delete the stage's folder and run again."
+        ) from None
+    saved, weights = optimizer.state_dict(), trainable(module)
+    numbers = {name: index for index, name in _numbered(module, optimizer).items()}
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        of, key = name.rsplit("/", 1)
+        if of in numbers:
+            if value.dim() and value.shape != weights[of].shape:
+                raise FingerprintError(f"the optimiser state of {of} is of another model.", where=str(path))
+            state.setdefault(numbers[of], {})[key] = value
+    optimizer.load_state_dict({**saved, "state": state})
+    return steps
+
+
+def _numbered(module: nn.Module, optimizer: Optimizer) -> dict[int, str]:
+    """Return the name of each parameter by the number that the optimiser's state has for it."""
+    names = {id(parameter): name for name, parameter in trainable(module).items()}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return {index: names[id(parameter)] for index, parameter in enumerate(parameters)}
+
+
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name[len(prefix) + 1 :]: value for name, value in tensors.items() if name.startswith(prefix + ".")}

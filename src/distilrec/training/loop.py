@@ -21,7 +21,15 @@ from distilrec.errors import ConfigError, TrainingError
 from distilrec.files import read_json, write_json
 from distilrec.progress import bar
 from distilrec.training.average import Average
-from distilrec.training.checkpoint import load_checkpoint, restore, save_checkpoint, snapshot, trainable
+from distilrec.training.checkpoint import (
+    load_checkpoint,
+    load_moments,
+    restore,
+    save_checkpoint,
+    save_moments,
+    snapshot,
+    trainable,
+)
 from distilrec.training.optim import RowAdamW, clip_norm, coalesce_rows
 from distilrec.training.tasks import Task
 
@@ -58,6 +66,8 @@ def fit(
     seed: int,
     on_validation: OnValidation | None = None,
     judge_start: bool = False,
+    continued: Path | None = None,
+    keep: Path | None = None,
 ) -> Fit:
     """Train until validation stops rising; the task's model ends with its best weights.
 
@@ -70,6 +80,9 @@ def fit(
         seed: of dropout.
         on_validation: called with epoch and measures after each validation; False ends the training, as early stopping does.
         judge_start: validate the weights that training starts from, too, and keep them where no epoch is better.
+        continued: what an earlier training left in `keep`: the optimiser's moments, with which this one goes on. Without them its
+            first steps have the full rate in every direction, and undo part of what was learnt.
+        keep: where to leave the moments as they are after the last epoch.
 
     Raises:
         TrainingError: the loss is not a number.
@@ -91,6 +104,8 @@ def fit(
     prepared, optimizer = accelerator.prepare(task, optimizer)
     run = _Run(task, prepared, settings, optimizer, accelerator, folder / "checkpoint.safetensors", identity)
     run.on_validation = on_validation
+    if continued is not None:
+        run.state["total_steps"] = load_moments(continued, task, optimizer)
     run.resume()
     if judge_start and run.state["best"] == -math.inf:
         run.judge({"epoch": 0})
@@ -104,6 +119,8 @@ def fit(
     task.eval()
     result = Fit(run.state["best_epoch"], run.state["best"], run.state["history"], run.state["seconds"])
     if accelerator.is_main_process:
+        if keep is not None:
+            save_moments(keep, task, optimizer, run.state["total_steps"])
         write_json(folder / "fit.json", {name: getattr(result, name) for name in Fit.__slots__})
     accelerator.wait_for_everyone()
     return result
