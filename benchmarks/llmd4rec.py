@@ -5,13 +5,14 @@
     python benchmarks/llmd4rec.py report                            # results/llmd4rec.json, of the runs that are there
 
 Settings: configs/llmd4rec/DATASET.yaml. Both sides are selected on validation and tested on all test users, whole catalogue, items of
-the history taken out, targets that never occur in training counted. Teachers are trained with one seed; students of further seeds
-learn from the same teachers, round by round. What they are held against comes from benchmarks/methods.py: the
-plain student, the teacher alone, and soft_labels from that teacher (one way, once). Figures are means over users of the mean over
-seeds, with a bootstrap over users; there is a row for every round, and one (`kept`) for the round that validation chose, seed by seed.
-The latter are tested: p is a Wilcoxon signed-rank test of the users' gains against the plain student with the same seeds (a teacher:
-against the one trained alone; an ablation: against the whole method), corrected after Holm over all; `users_and_seeds` is the test of
-evaluation/crossed.py, where seeds are drawn too.
+the history taken out, targets that never occur in training counted. Round 0 is each side alone, before the rounds. Teachers are
+trained with one seed; students of further seeds learn from the same teachers, round by round. From benchmarks/methods.py come the
+plain students, and soft_labels from a teacher (one way, once), with that teacher.
+
+Figures are means over users of the mean over seeds, with a bootstrap over users. There is a row for every round, and one (`kept`) for
+the round that validation chose, seed by seed. The latter are tested: p is a Wilcoxon signed-rank test of the users' gains against the
+plain student with the same seeds (a teacher: against itself before the rounds; an ablation: against the whole method), corrected after
+Holm over all; `users_and_seeds` is the test of evaluation/crossed.py, where seeds are drawn too.
 """
 
 import argparse
@@ -43,7 +44,7 @@ from distilrec.training.loop import load_fit
 CONFIGS = Path("configs/llmd4rec")
 RANKS = "test_ranks.npy"
 WHOLE = "llmd4rec"
-ALONE = "e4srec alone"
+PLAIN = "plain"  # before the rounds: trained on the targets alone
 KEPT = "kept"  # the round that validation chose, seed by seed
 
 
@@ -115,6 +116,7 @@ def train(name: str, variant: str, seed: int, arguments: argparse.Namespace) -> 
             summary[side].append(
                 {
                     "round": half.number, "valid": half.measure, "best_epoch": fit.best_epoch, "seconds": half.made.seconds,
+                    "seconds_to_best": sum(epoch["seconds"] for epoch in fit.history[: fit.best_epoch]),
                     "ranks": f"{half.made.folder.name}/{RANKS}",
                 }
             )  # fmt: skip
@@ -151,11 +153,9 @@ def report(arguments: argparse.Namespace) -> None:
     table = Table(arguments)
     ratios: dict[str, float] = {}
     for name in arguments.datasets:
-        for method in ("plain", "soft_labels"):
+        for method in (PLAIN, "soft_labels"):
             table.add(name, method, "student", None, others(name, method, arguments))
-        alone = teacher_alone(name, arguments)
-        if alone is not None:
-            table.add(name, ALONE, "llm", None, {methods.TEACHER_SEED: alone[0]})
+        table.add(name, "soft_labels", "llm", None, teacher_of_soft_labels(name, arguments))
         for variant in chosen(name, arguments):
             courses = {
                 seed: course for seed in arguments.seeds if (course := course_of(name, variant, seed, arguments))
@@ -164,8 +164,8 @@ def report(arguments: argparse.Namespace) -> None:
             if variant == WHOLE:
                 if name == "amazon-toys":
                     add_courses(table, name, "one round", {seed: first_of(one) for seed, one in courses.items()})
-                if methods.TEACHER_SEED in courses and alone is not None:
-                    ratios[name] = round_seconds(courses[methods.TEACHER_SEED]) / alone[1]
+                if methods.TEACHER_SEED in courses:
+                    ratios[name] = round_ratio(courses[methods.TEACHER_SEED])
     table.put_tests()
     content = read_json(arguments.out) if arguments.out.exists() else {}
     content |= {
@@ -208,22 +208,19 @@ class Table:
         if number in (None, KEPT):
             self._found[name, variant, side] = by_seed
             self._tested.append(((name, variant, side), row))
+        elif (variant, side, number) == (WHOLE, "llm", 0):
+            self._found[name, PLAIN, side] = by_seed
 
     def put_tests(self) -> None:
-        """Hold students against the plain one, teachers against the teacher alone, ablations against the whole method."""
+        """Hold students against the plain one, teachers against the teacher before the rounds, ablations against the whole method."""
         comparisons: list[Any] = []
         for (name, variant, side), row in self._tested:
-            plain = "plain" if side == "student" else ALONE
-            base = self._found.get((name, WHOLE if is_ablation(name, variant) else plain, side), {})
+            base = self._found.get((name, WHOLE if is_ablation(name, variant) else PLAIN, side), {})
             own = self._found[name, variant, side]
-            if variant == plain or not base:
+            seeds = sorted(set(base) & set(own))
+            if variant == PLAIN or not seeds:
                 continue
-            # one teacher was trained alone, with a seed of its own: it is held against every one of the others
-            seeds = sorted(set(base) & set(own)) if side == "student" or is_ablation(name, variant) else sorted(own)
-            if not seeds:
-                continue
-            left = Side("base", [base[seed] for seed in seeds if seed in base] or list(base.values()))
-            right = Side("other", [own[seed] for seed in seeds])
+            left, right = (Side("", [ranks[seed] for seed in seeds]) for ranks in (base, own))
             comparisons.extend((row, gap) for gap in compare(left, [right], methods.TESTED))
             row["users_and_seeds"] = {
                 metric: asdict(crossed(left, right, metric, spread=self._spread(name, side, metric)))
@@ -279,15 +276,11 @@ def others(name: str, method: str, arguments: argparse.Namespace) -> dict[int, m
     return {seed: one[0] for seed, one in found.items() if one is not None}
 
 
-def teacher_alone(name: str, arguments: argparse.Namespace) -> tuple[methods.Ranks, float] | None:
-    """Return the test ranks of the teacher that was trained without a student's help, and its seconds up to its best epoch."""
+def teacher_of_soft_labels(name: str, arguments: argparse.Namespace) -> dict[int, methods.Ranks]:
+    """Return the test ranks of the teacher of benchmarks/methods.py, whose ID embeddings are another student's, by its seed."""
     run = methods.taught(name, argparse.Namespace(data=arguments.data, runs=arguments.others))
     stage = run.teaching.trained
-    if stage is None:
-        return None
-    fit = load_fit(stage.folder)
-    ranks = tested(run, stage, "llm")
-    return ranks, fit.seconds / len(fit.history) * fit.best_epoch
+    return {} if stage is None else {methods.TEACHER_SEED: tested(run, stage, "llm")}
 
 
 def course_of(name: str, variant: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any] | None:
@@ -309,10 +302,11 @@ def ranks_of(course: dict[str, Any], side: str, number: int) -> methods.Ranks:
     return ranks
 
 
-def round_seconds(course: dict[str, Any]) -> float:
-    """Return what one round took on average."""
-    seconds = sum(half["seconds"] for side in ("student", "llm") for half in course[side] if half["round"] > 0)
-    return float(seconds) / max(half["round"] for half in course["llm"])
+def round_ratio(course: dict[str, Any]) -> float:
+    """Return what one round took on average, in units of what the teacher alone took up to its best epoch."""
+    rounds = [half for side in ("student", "llm") for half in course[side] if half["round"] > 0]
+    alone = next(half for half in course["llm"] if half["round"] == 0)
+    return float(sum(half["seconds"] for half in rounds) / rounds[-1]["round"] / alone["seconds_to_best"])
 
 
 if __name__ == "__main__":
