@@ -6,8 +6,8 @@
 
 Settings: configs/llmd4rec/DATASET.yaml. Both sides are selected on validation and tested on all test users, whole catalogue, items of
 the history taken out, targets that never occur in training counted. Round 0 is each side alone, before the rounds. Teachers are
-trained with one seed; students of further seeds learn from the same teachers, round by round. From benchmarks/methods.py come the
-plain students, and soft_labels from a teacher (one way, once), with that teacher.
+trained with one seed; students of further seeds learn from the same teachers, round by round, as do those of variants that `led`
+names. From benchmarks/methods.py come the plain students, and soft_labels from a teacher (one way, once), with that teacher.
 
 Figures are means over users of the mean over seeds, with a bootstrap over users. There is a row for every round, and one (`kept`) for
 the round that validation chose, seed by seed. The latter are tested: p is a Wilcoxon signed-rank test of the users' gains against the
@@ -92,6 +92,7 @@ def configuration(name: str, variant: str, seed: int, data: Path) -> Config:
     """Return the configuration of one run."""
     content = settings_of(name)
     variants = {**content.pop("variants"), **content.pop("ablations")}
+    content.pop("led")
     content["method"] = {**content["method"], **(variants[variant] or {})}
     content["name"] = f"{name}-{seed}"  # variants share what they have in common
     for key in ("interactions", "items"):
@@ -104,8 +105,9 @@ def train(name: str, variant: str, seed: int, arguments: argparse.Namespace) -> 
     config = configuration(name, variant, seed, arguments.data)
     run = Pipeline(config, arguments.runs / config.name)
     led = None
-    if seed != methods.TEACHER_SEED:
-        leading = configuration(name, variant, methods.TEACHER_SEED, arguments.data)
+    leads = WHOLE if variant in settings_of(name)["led"] else variant
+    if (leads, methods.TEACHER_SEED) != (variant, seed):
+        leading = configuration(name, leads, methods.TEACHER_SEED, arguments.data)
         led = Pipeline(leading, arguments.runs / leading.name).alternation
     course = Alternation(run, led).course
     summary: dict[str, Any] = {"student": [], "llm": []}

@@ -99,7 +99,9 @@ def test_one_way_and_the_course_of_the_rounds(tiny_dataset: Dataset) -> None:
     _, _, _, peer = problem(tiny_dataset)
     assert make(None, 12, teacher_weight=0).refine_teacher(peer) is None
     settings = LLMD4RecSettings(rounds=5, teacher_epochs=2, student_epochs=3, refresh=False, teacher_start_epochs=4)
-    assert LLMD4Rec.rounds_of(settings) == Rounds(5, 2, 3, False, 4)
+    assert LLMD4Rec.rounds_of(settings) == Rounds(5, 2, 3, False, 4, False)
+    with pytest.raises(ValueError, match="teacher_start_epochs"):
+        LLMD4RecSettings(student_first=True)
 
 
 def stored(scores: list[float], items: list[int]) -> Knowledge:

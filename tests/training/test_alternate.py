@@ -59,6 +59,27 @@ def test_a_teacher_that_is_there_before_the_first_round_counts() -> None:
     assert (course.best_teacher.made, course.best_student.made, course.rounds) == ("t0", "s0", 1)
 
 
+def test_the_student_may_begin_a_round() -> None:
+    calls: list[tuple[str, int, str | None, str]] = []
+
+    def teach(number: int, before: str | None, student: str) -> tuple[str, float]:
+        calls.append(("teach", number, before, student))
+        return f"t{number}", number
+
+    def learn(number: int, teacher: str, before: str) -> tuple[str, float]:
+        calls.append(("learn", number, teacher, before))
+        return f"s{number}", number
+
+    course = alternate(2, ("s0", 0.5), teach, learn, ("t0", 0.2), student_first=True)
+    assert calls == [
+        ("learn", 1, "t0", "s0"), ("teach", 1, "t0", "s1"),
+        ("learn", 2, "t1", "s1"), ("teach", 2, "t1", "s2"),
+    ]  # fmt: skip
+    assert course.rounds == 2
+    with pytest.raises(ValueError, match="no teacher yet"):
+        alternate(2, ("s0", 0.5), teach, learn, student_first=True)
+
+
 def test_the_best_round_of_each_side_is_kept_the_first_of_equals() -> None:
     course, _ = course_of([0.4, 0.3, 0.4], [0.2, 0.5, 0.4], rounds=3)
     assert (course.best_teacher.number, course.best_student.number) == (1, 0)

@@ -22,7 +22,8 @@ class Rounds:
     """How teacher and student train in turn: at most `count` times, each side at most so many epochs at a time.
 
     `refresh`: whether the teacher reads the student's present item vectors in each round, not only in the first.
-    `teacher_start_epochs`: at most so many epochs the teacher trains on the targets alone, before the first round.
+    `teacher_start_epochs`: at most so many epochs the teacher trains on the targets alone, before the first round. `student_first`:
+    whether a round begins with the student's half-step.
     """
 
     count: int
@@ -30,6 +31,7 @@ class Rounds:
     student_epochs: int
     refresh: bool = True
     teacher_start_epochs: int = 0
+    student_first: bool = False
 
 
 class Method(nn.Module, ABC):

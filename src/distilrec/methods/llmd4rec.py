@@ -6,16 +6,18 @@ Wu et al., "Bidirectional Knowledge Distillation for Enhancing Sequential Recomm
     teacher -> student                                                               L = CE + w2 KL(p_l^T2 || p_c^T2)
 w1 and w2 weigh each example by the ranks that both models give the true item (see `losses.mutual`).
 
-Deviations: the weight lambda of each divergence and the T^2 scale are ours (the source is silent on both, and on T1 and T2). Items of
-a user's own history are taken out of the distribution that is taught where they are never recommended (`evaluate.filter_seen`).
-Each half-step keeps its best epoch on validation, and the best round of each side is kept. A teacher that only ranks, or that
-cannot be trained, is asked once: the student then learns from its stored rankings.
+Deviations: the weight lambda of each divergence and the T^2 scale are ours (the source is silent on both, and on T1 and T2). Items
+of a user's own history are taken out of the distribution that is taught where they are never recommended (`evaluate.filter_seen`).
+Each half-step keeps its best epoch on validation, or its start where no epoch is better, and the best round of each side is kept.
+The source is silent on how either side starts: `teacher_start_epochs` trains the teacher on the targets alone first, as the student
+is, and `student_first` then lets the student learn before the teacher does. A teacher that only ranks, or that cannot be trained,
+is asked once: the student then learns from its stored rankings.
 """
 
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from distilrec.config import Settings
@@ -30,17 +32,19 @@ from distilrec.methods.dllm2rec import DLLM2RecSettings, informed
 class LLMD4RecSettings(Settings):
     """Settings of LLMD4Rec.
 
-    `rounds`: at most so many; they end when one helps neither side. `teacher_start_epochs`: most epochs of the teacher on the targets
-    alone before the first round. `teacher_epochs`, `student_epochs`: most epochs of a half-step.
-    `teacher_temperature` is T1, `student_temperature` T2; `squared` multiplies a divergence by T^2. `teacher_weight`,
-    `student_weight`: lambda of the teacher's and of the student's divergence; a `teacher_weight` of 0 is one-way: the teacher trains
-    on the targets alone. `sample_weights`: w1 and w2, else 1. `refresh`: put the student's present item vectors into the teacher
-    before each round, not only before the first. `told`: the teacher's `whole` distribution, or its `first` `top_k` items and the
-    mass of the rest. `embedding_weight`, `vector_width`, `whiten`: item text in the student's table, as in `dllm2rec`.
+    `rounds`: at most so many; they end when one helps neither side. `teacher_start_epochs`: most epochs of the teacher on the
+    targets alone before the first round; after one, a round may begin with the student's half-step (`student_first`).
+    `teacher_epochs`, `student_epochs`: most epochs of a half-step. `teacher_temperature` is T1, `student_temperature` T2; `squared`
+    multiplies a divergence by T^2. `teacher_weight`, `student_weight`: lambda of the teacher's and of the student's divergence; a
+    `teacher_weight` of 0 is one-way: the teacher trains on the targets alone. `sample_weights`: w1 and w2, else 1. `refresh`: put
+    the student's present item vectors into the teacher before each round, not only before the first. `told`: the teacher's `whole`
+    distribution, or its `first` `top_k` items and the mass of the rest. `embedding_weight`, `vector_width`, `whiten`: item text in
+    the student's table, as in `dllm2rec`.
     """
 
     rounds: int = Field(3, ge=1)
     teacher_start_epochs: int = Field(0, ge=0)
+    student_first: bool = False
     teacher_epochs: int = Field(1, ge=1)
     student_epochs: int = Field(6, ge=1)
     teacher_temperature: float = Field(1.0, gt=0)
@@ -55,6 +59,14 @@ class LLMD4RecSettings(Settings):
     embedding_weight: float = Field(0.0, ge=0)
     vector_width: int | None = Field(256, ge=1)
     whiten: float = Field(0.5, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _there_is_a_teacher_first(self) -> "LLMD4RecSettings":
+        if self.student_first and self.teacher_start_epochs == 0:
+            raise ValueError(
+                "student_first needs a teacher that is trained before the first round: set teacher_start_epochs"
+            )
+        return self
 
     def mutual(self, temperature: float, weight: float) -> Mutual:
         """Return how a divergence counts."""
@@ -135,6 +147,7 @@ class LLMD4Rec(Learner):
             settings.student_epochs,
             settings.refresh,
             settings.teacher_start_epochs,
+            settings.student_first,
         )
 
     def item_embedding(self, table: nn.Module) -> nn.Module:

@@ -64,7 +64,14 @@ class Alternation:
         start = self._start()
         rounds = self.rounds.count if self._led is None else self._led.course.rounds
         measured = start, load_fit(start.folder).best
-        course = alternate(rounds, measured, self._teach, self._learn, self._start_teacher(start))
+        course = alternate(
+            rounds,
+            measured,
+            self._teach,
+            self._learn,
+            self._start_teacher(start),
+            student_first=self.rounds.student_first,
+        )
         for half in course.teachers:
             _forget(half)
         for half in course.students:
