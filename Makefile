@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-RESULTS := demo together students ml100k_sasrec floor scale annotation dllm2rec alkdrec compare_ml100k training_speed
+RESULTS := demo together students ml100k_sasrec floor scale annotation dllm2rec llmd4rec alkdrec compare_ml100k training_speed
 DATA ?= ../shared/data
 
 .PHONY: demo test lint format bench clean tables $(RESULTS:%=results-%)
@@ -63,6 +63,11 @@ results-dllm2rec: $(VENV)/.ready
 	$(BIN)/python benchmarks/methods.py train --data $(DATA)
 	$(BIN)/python benchmarks/methods.py report --data $(DATA)
 	$(BIN)/python benchmarks/distilling_speed.py --data $(DATA)
+	$(MAKE) tables
+
+results-llmd4rec: $(VENV)/.ready
+	$(BIN)/python benchmarks/llmd4rec.py train --data $(DATA)
+	$(BIN)/python benchmarks/llmd4rec.py report --data $(DATA)
 	$(MAKE) tables
 
 results-alkdrec: $(VENV)/.ready

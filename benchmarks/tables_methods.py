@@ -44,7 +44,9 @@ def rounds_table(figures: dict[str, Any]) -> str:
     ]
     for row in [*figures["rows"], *figures["ablations"]]:
         p = f"{row['p_value']['ndcg@10']:.2g}" if "p_value" in row else ""
-        seeded = f"{row['users_and_seeds']['ndcg@10']['p']:.2g}" if "users_and_seeds" in row else ""
+        over_seeds = row.get("users_and_seeds", {}).get("ndcg@10")
+        known = over_seeds is not None and over_seeds["seed_error"] is not None
+        seeded = f"{over_seeds['p']:.2g}" if known else ""
         number = "" if row["round"] is None else str(row["round"])
         cells = (DATASETS[row["dataset"]], row["side"], row["variant"], number, str(len(row["seeds"])))
         lines.append(
