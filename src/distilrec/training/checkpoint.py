@@ -72,14 +72,7 @@ def load_checkpoint(
     """
     if not path.exists():
         return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            state = json.loads((file.metadata() or {})["state"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise FingerprintError(
-            f"broken checkpoint ({error}).", where=str(path), remedy="Delete it and run again."
-        ) from None
+    tensors, state = _read(path, "state", "broken checkpoint", "Delete it and run again.")
     if state["identity"] != identity:
         raise FingerprintError(
             "the checkpoint belongs to other data or settings.",
@@ -124,14 +117,8 @@ def load_moments(path: Path, module: nn.Module, optimizer: Optimizer) -> int:
     Raises:
         FingerprintError: the file cannot be read, or is of another model.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            steps = int((file.metadata() or {})["steps"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise FingerprintError(
-            f"broken optimiser state ({error}).", where=str(path), remedy="Delete the stage's folder and run again."
-        ) from None
+    again = "Delete its folder and run again."
+    tensors, steps = _read(path, "steps", "broken optimiser state", again)
     saved, weights = optimizer.state_dict(), trainable(module)
     numbers = {name: index for index, name in _numbered(module, optimizer).items()}
     state: dict[int, dict[str, Tensor]] = {}
@@ -139,10 +126,22 @@ def load_moments(path: Path, module: nn.Module, optimizer: Optimizer) -> int:
         of, key = name.rsplit("/", 1)
         if of in numbers:
             if value.dim() and value.shape != weights[of].shape:
-                raise FingerprintError(f"the optimiser state of {of} is of another model.", where=str(path))
+                raise FingerprintError(
+                    f"the optimiser state of {of} is of another model.", where=str(path), remedy=again
+                )
             state.setdefault(numbers[of], {})[key] = value
     optimizer.load_state_dict({**saved, "state": state})
-    return steps
+    return int(steps)
+
+
+def _read(path: Path, key: str, broken: str, remedy: str) -> tuple[dict[str, Tensor], Any]:
+    """Return the tensors of a file, and what its metadata has under `key`, in JSON."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            value = json.loads((file.metadata() or {})[key])
+            return {name: file.get_tensor(name) for name in file.keys()}, value  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise FingerprintError(f"{broken} ({error}).", where=str(path), remedy=remedy) from None
 
 
 def _numbered(module: nn.Module, optimizer: Optimizer) -> dict[int, str]:
