@@ -43,6 +43,7 @@ from distilrec.pipeline.student import MODEL
 from distilrec.progress import say
 from distilrec.students import STUDENTS
 from distilrec.students.base import load_student
+from kept import Ranks, computed
 
 CONFIG = Path("configs/alkdrec/hetrec-ml.yaml")
 METRICS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
@@ -131,7 +132,7 @@ class Bench:
         self.run = Pipeline(load_config(None, [f"seed={seed}"], {**content, "teacher": recorded}), root)
         self.tutor = Pipeline(load_config(None, [f"seed={seed}"], {**content, "teacher": conventional}), root)
 
-    def ranks(self, cell: Cell) -> methods.Ranks:
+    def ranks(self, cell: Cell) -> Ranks:
         """Return the ranks of the test targets, [n], training what is not trained yet."""
         if cell.policy == "plain":
             return self._tested(self.run, "student", self.run.student)
@@ -183,13 +184,9 @@ class Bench:
             recorded, examples=recorded.examples[keep], items=recorded.items[keep], scores=recorded.scores[keep]
         )
 
-    def _tested(self, run: Pipeline, stage: str, model: Any) -> methods.Ranks:
+    def _tested(self, run: Pipeline, stage: str, model: Any) -> Ranks:
         path = run.stages[stage].folder / "test_ranks.npy"
-        if not path.exists():
-            found = target_ranks(model, run.data, np.asarray(run.data.examples("test")))
-            write_with(path, lambda part: methods._save(part, found))
-        ranks: methods.Ranks = np.load(path, allow_pickle=False)
-        return ranks
+        return computed(path, lambda: target_ranks(model, run.data, np.asarray(run.data.examples("test"))))
 
 
 def usd_per_session(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -245,9 +242,9 @@ def written_log(arguments: argparse.Namespace) -> Path:
     return path
 
 
-def over_budgets(found: dict[tuple[str, str, int | None], dict[int, methods.Ranks]]) -> list[dict[str, Any]]:
+def over_budgets(found: dict[tuple[str, str, int | None], dict[int, Ranks]]) -> list[dict[str, Any]]:
     """Return every policy against `random`, both averaged over all budgets and seeds."""
-    sides: dict[tuple[str, str], list[methods.Ranks]] = {}
+    sides: dict[tuple[str, str], list[Ranks]] = {}
     for (student, policy, budget), by_seed in found.items():
         if budget is not None:
             sides.setdefault((student, policy), []).extend(by_seed[seed] for seed in sorted(by_seed))
@@ -270,7 +267,7 @@ def over_budgets(found: dict[tuple[str, str, int | None], dict[int, methods.Rank
 
 def report(arguments: argparse.Namespace) -> None:
     """Write the rows of all cells that are trained; trains nothing new if `train` went through."""
-    found: dict[tuple[str, str, int | None], dict[int, methods.Ranks]] = {}
+    found: dict[tuple[str, str, int | None], dict[int, Ranks]] = {}
     for student in arguments.students:
         for seed in arguments.seeds:
             if not (arguments.runs / f"{student}-{seed}").exists():

@@ -2,12 +2,13 @@
 
     python benchmarks/llmd4rec.py train                             # hours: every run that is not done yet
     python benchmarks/llmd4rec.py train --datasets amazon-toys --variants ablations --seeds 42 --threads 1
-    python benchmarks/llmd4rec.py report                            # results/llmd4rec.json, of the runs that are there
+    python benchmarks/llmd4rec.py report                            # results/llmd4rec.json, of the courses that are kept
 
 Settings: configs/llmd4rec/DATASET.yaml. Both sides are selected on validation and tested on all test users, whole catalogue, items of
 the history taken out, targets that never occur in training counted. Round 0 is each side alone, before the rounds. Teachers are
 trained with one seed; students of further seeds learn from the same teachers, round by round, as do those of variants that `led`
-names. From benchmarks/methods.py come the plain students, and soft_labels from a teacher (one way, once), with that teacher.
+names. `soft_labels` learns once from the teacher before the rounds, as configs/dllm2rec has it. The ranks of all are kept in
+results/ranks/llmd4rec/ (`kept.py`).
 
 Figures are means over users of the mean over seeds, with a bootstrap over users. There is a row for every round, and one (`kept`) for
 the round that validation chose, seed by seed. The latter are tested: p is a Wilcoxon signed-rank test of the users' gains against the
@@ -17,7 +18,7 @@ Holm over all; `users_and_seeds` is the test of evaluation/crossed.py, where see
 
 import argparse
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,14 @@ import numpy as np
 import torch
 import yaml
 
-import methods  # the benchmark beside this one
+import methods  # the benchmark beside this one, as kept
 from distilrec.config import Config
 from distilrec.config_file import load_config
 from distilrec.evaluation.crossed import SeedSpread, crossed, spread_of
 from distilrec.evaluation.metrics import gain
 from distilrec.evaluation.rank import target_ranks
 from distilrec.evaluation.significance import Side, compare
-from distilrec.files import read_json, write_json, write_with
+from distilrec.files import read_json, write_json
 from distilrec.pipeline import Pipeline
 from distilrec.pipeline.alternating import MODEL, Alternation
 from distilrec.pipeline.stage import Stage
@@ -40,11 +41,12 @@ from distilrec.progress import say
 from distilrec.students import STUDENTS
 from distilrec.students.base import load_student
 from distilrec.training.loop import load_fit
+from kept import Ranks, computed, keep, kept
 
 CONFIGS = Path("configs/llmd4rec")
-RANKS = "test_ranks.npy"
 WHOLE = "llmd4rec"
 PLAIN = "plain"  # before the rounds: trained on the targets alone
+ONCE = "soft_labels"  # one way, from the teacher before the rounds
 KEPT = "kept"  # the round that validation chose, seed by seed
 
 
@@ -58,7 +60,6 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[42, 43, 44])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the data sets")
     parser.add_argument("--runs", type=Path, default=Path("runs/llmd4rec"))
-    parser.add_argument("--others", type=Path, default=Path("runs/dllm2rec"), help="the runs of benchmarks/methods.py")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--out", type=Path, default=Path("results/llmd4rec.json"))
     arguments = parser.parse_args()
@@ -88,86 +89,130 @@ def chosen(name: str, arguments: argparse.Namespace) -> list[str]:
     return [one for one in every if wanted is None or one in wanted or (one in ablations and "ablations" in wanted)]
 
 
-def configuration(name: str, variant: str, seed: int, data: Path) -> Config:
-    """Return the configuration of one run."""
-    content = settings_of(name)
-    variants = {**content.pop("variants"), **content.pop("ablations")}
-    content.pop("led")
-    content["method"] = {**content["method"], **(variants[variant] or {})}
+def configuration(name: str, variant: str, seed: int, data: Path, *more: str) -> Config:
+    """Return the configuration of one run; `more`: settings as on the command line."""
+    content = content_of(name, variant)
     content["name"] = f"{name}-{seed}"  # variants share what they have in common
     for key in ("interactions", "items"):
         content["data"][key] = str(data / content["data"][key])
-    return load_config(None, [f"seed={seed}"], content)
+    return load_config(None, [f"seed={seed}", *more], content)
+
+
+def content_of(name: str, variant: str) -> dict[str, Any]:
+    """Return a variant's settings, the paths of its data left open."""
+    content = settings_of(name)
+    variants = {**content.pop("variants"), **content.pop("ablations")}
+    content.pop("led")
+    own = dict(variants[variant] or {})
+    if variant == ONCE:
+        return {**content, **own}
+    content["method"] = {**content["method"], **own}
+    return content
+
+
+def leader(name: str, variant: str) -> str:
+    """Return the variant whose teachers a variant's students learn from."""
+    return WHOLE if variant in settings_of(name)["led"] else variant
+
+
+def place(name: str, variant: str, seed: int, arguments: argparse.Namespace) -> tuple[Path, Any]:
+    """Return where a course's ranks are kept, and the settings that they count for."""
+    file = f"{name}-{variant}-{seed}.npz".replace(" ", "_")
+    settings = [content_of(name, variant), content_of(name, leader(name, variant)), seed]
+    return arguments.out.parent / "ranks" / arguments.out.stem / file, settings
 
 
 def train(name: str, variant: str, seed: int, arguments: argparse.Namespace) -> None:
     """Do all rounds of a run and test both sides after each, unless that is done; teachers are trained with one seed alone."""
+    if variant == ONCE:
+        train_once(name, seed, arguments)
+        return
     config = configuration(name, variant, seed, arguments.data)
     run = Pipeline(config, arguments.runs / config.name)
     led = None
-    leads = WHOLE if variant in settings_of(name)["led"] else variant
+    leads = leader(name, variant)
     if (leads, methods.TEACHER_SEED) != (variant, seed):
-        leading = configuration(name, leads, methods.TEACHER_SEED, arguments.data)
-        led = Pipeline(leading, arguments.runs / leading.name).alternation
+        led = leading(name, leads, arguments)
     course = Alternation(run, led).course
-    summary: dict[str, Any] = {"student": [], "llm": []}
+    about: dict[str, Any] = {"student": [], "llm": []}
+    ranks: dict[str, Ranks] = {}
     for side, halves in (("student", course.students), ("llm", course.teachers if led is None else [])):
         for half in halves:
-            ranks = tested(run, half.made, side)
+            ranks[f"{side} {half.number}"] = tested(run, half.made, side)
             fit = load_fit(half.made.folder)
-            summary[side].append(
+            about[side].append(
                 {
                     "round": half.number, "valid": half.measure, "best_epoch": fit.best_epoch, "seconds": half.made.seconds,
                     "seconds_to_best": sum(epoch["seconds"] for epoch in fit.history[: fit.best_epoch]),
-                    "ranks": f"{half.made.folder.name}/{RANKS}",
                 }
             )  # fmt: skip
-            shown = ", ".join(f"{metric} {gain(metric, ranks).mean():.4f}" for metric in ("hr@10", "ndcg@10"))
-            say(f"{config.name}, {side} after round {half.number}: validation {half.measure:.4f}, test {shown}")
-    summary["best"] = {
+            say_figures(
+                f"{config.name}, {variant}, {side} after round {half.number}",
+                half.measure,
+                ranks[f"{side} {half.number}"],
+            )
+    about["best"] = {
         "student": course.best_student.number,
         "llm": course.best_teacher.number if led is None else None,
     }
-    write_json(run.root / course_file(variant), summary)
+    keep(*place(name, variant, seed, arguments), ranks, about)
 
 
-def course_file(variant: str) -> str:
-    """Return where a variant's course is kept in its run's folder."""
-    return f"course-{variant.replace(' ', '-')}.json"
+def leading(name: str, variant: str, arguments: argparse.Namespace) -> Alternation:
+    """Return the rounds that a variant's teachers are trained in."""
+    config = configuration(name, variant, methods.TEACHER_SEED, arguments.data)
+    return Pipeline(config, arguments.runs / config.name).alternation
 
 
-def tested(run: Pipeline, stage: Stage, side: str) -> methods.Ranks:
+def train_once(name: str, seed: int, arguments: argparse.Namespace) -> None:
+    """Train a student one way, once, on what the teacher before the rounds says."""
+    alone = leading(name, WHOLE, arguments).course.teachers[0].made.folder
+    asked = configuration(name, ONCE, methods.TEACHER_SEED, arguments.data, f"teacher.trained={alone}")
+    taught = Pipeline(asked, arguments.runs / asked.name)
+    config = configuration(name, ONCE, seed, arguments.data)
+    run = Pipeline(config, arguments.runs / config.name, taught=taught)
+    _ = run.distilled
+    stage = run.stages["distilled"]
+    ranks, fit = tested(run, stage, "student"), load_fit(stage.folder)
+    say_figures(f"{config.name}, {ONCE}", fit.best, ranks)
+    about = {"student": [{"round": None, "valid": fit.best, "best_epoch": fit.best_epoch}], "llm": []}
+    keep(*place(name, ONCE, seed, arguments), {"student": ranks}, about)
+
+
+def say_figures(what: str, valid: float, ranks: Ranks) -> None:
+    """Say what a training came to."""
+    shown = ", ".join(f"{metric} {gain(metric, ranks).mean():.4f}" for metric in ("hr@10", "ndcg@10"))
+    say(f"{what}: validation {valid:.4f}, test {shown}")
+
+
+def tested(run: Pipeline, stage: Stage, side: str) -> Ranks:
     """Return the ranks of the test targets, [n], and keep them in the stage's folder."""
-    path = stage.folder / RANKS
-    if not path.exists():
-        model: Any = (
-            load_student(stage.folder / MODEL, STUDENTS) if side == "student" else run.teaching.restored(stage)()
-        )
+
+    def rank() -> Ranks:
+        folded = side == "student"
+        model: Any = load_student(stage.folder / MODEL, STUDENTS) if folded else run.teaching.restored(stage)()
         examples = np.asarray(run.data.examples("test"))
-        found = target_ranks(model, run.data, examples, filter_seen=run.config.evaluate.filter_seen)
-        write_with(path, lambda part: methods._save(part, found))
-    ranks: methods.Ranks = np.load(path, allow_pickle=False)
-    return ranks
+        return target_ranks(model, run.data, examples, filter_seen=run.config.evaluate.filter_seen)
+
+    return computed(stage.folder / "test_ranks.npy", rank)
 
 
 def report(arguments: argparse.Namespace) -> None:
-    """Write the rows of all runs that are there."""
+    """Write the rows of all courses that are kept."""
     table = Table(arguments)
     ratios: dict[str, float] = {}
     for name in arguments.datasets:
-        for method in (PLAIN, "soft_labels"):
-            table.add(name, method, "student", None, others(name, method, arguments))
-        table.add(name, "soft_labels", "llm", None, teacher_of_soft_labels(name, arguments))
-        for variant in chosen(name, arguments):
-            courses = {
-                seed: course for seed in arguments.seeds if (course := course_of(name, variant, seed, arguments))
-            }
+        kept_of = {variant: courses_of(name, variant, arguments) for variant in chosen(name, arguments)}
+        whole = kept_of.get(WHOLE, {})
+        table.add(name, PLAIN, "student", None, {seed: course.ranks("student", 0) for seed, course in whole.items()})
+        once = kept_of.pop(ONCE, {})
+        table.add(name, ONCE, "student", None, {seed: course.found["student"] for seed, course in once.items()})
+        for variant, courses in kept_of.items():
             add_courses(table, name, variant, courses)
-            if variant == WHOLE:
-                if name == "amazon-toys":
-                    add_courses(table, name, "one round", {seed: first_of(one) for seed, one in courses.items()})
-                if methods.TEACHER_SEED in courses:
-                    ratios[name] = round_ratio(courses[methods.TEACHER_SEED])
+        if whole and name == "amazon-toys":
+            add_courses(table, name, "one round", {seed: course.first() for seed, course in whole.items()})
+        if methods.TEACHER_SEED in whole:
+            ratios[name] = whole[methods.TEACHER_SEED].round_ratio()
     table.put_tests()
     content = read_json(arguments.out) if arguments.out.exists() else {}
     content |= {
@@ -192,11 +237,11 @@ class Table:
         self.arguments = arguments
         self.rows: list[dict[str, Any]] = []
         self.ablations: list[dict[str, Any]] = []
-        self._found: dict[tuple[str, str, str], dict[int, methods.Ranks]] = {}
+        self._found: dict[tuple[str, str, str], dict[int, Ranks]] = {}
         self._tested: list[tuple[tuple[str, str, str], dict[str, Any]]] = []
 
     def add(
-        self, name: str, variant: str, side: str, number: int | str | None, by_seed: dict[int, methods.Ranks],
+        self, name: str, variant: str, side: str, number: int | str | None, by_seed: dict[int, Ranks],
         valid: list[float] | None = None,
     ) -> None:  # fmt: skip
         """Append a row, if there are ranks for it."""
@@ -245,70 +290,71 @@ def is_ablation(name: str, variant: str) -> bool:
     return variant == "one round" or variant in settings_of(name)["ablations"]
 
 
-def add_courses(table: Table, name: str, variant: str, courses: dict[int, dict[str, Any]]) -> None:
-    """Append both sides after every round, then after the round that validation chose."""
-    every = courses
-    for side in ("student", "llm"):
-        courses = {seed: course for seed, course in every.items() if course[side]}
-        for number in sorted({half["round"] for course in courses.values() for half in course[side]}):
-            by_seed = {seed: ranks_of(course, side, number) for seed, course in courses.items()}
-            table.add(
-                name, variant, side, number, by_seed, [at(course, side, number)["valid"] for course in courses.values()]
-            )
-        best = {seed: course["best"][side] for seed, course in courses.items()}
-        by_seed = {seed: ranks_of(course, side, best[seed]) for seed, course in courses.items()}
-        table.add(
-            name, variant, side, KEPT, by_seed, [at(one, side, best[seed])["valid"] for seed, one in courses.items()]
+@dataclass(frozen=True)
+class Kept:
+    """What is kept of a course: ranks of the test targets by side and round, and what is said of each half-step."""
+
+    found: dict[str, Ranks]
+    about: dict[str, Any]
+
+    def last(self, side: str, number: int) -> dict[str, Any]:
+        """Return the half-step that a side had done last when a round was over."""
+        halves: list[dict[str, Any]] = [half for half in self.about[side] if half["round"] <= number]
+        return halves[-1]
+
+    def ranks(self, side: str, number: int) -> Ranks:
+        """Return the test ranks of a side after a round, [n]."""
+        return self.found[f"{side} {self.last(side, number)['round']}"]
+
+    def best(self, side: str) -> int:
+        """Return the round that validation chose for a side."""
+        number: int = self.about["best"][side]
+        return number
+
+    def first(self) -> "Kept":
+        """Return the course as it would have been with one round."""
+        cut: dict[str, Any] = {
+            side: [half for half in self.about[side] if half["round"] <= 1] for side in ("student", "llm")
+        }
+        best = {
+            side: max(halves, key=lambda half: half["valid"])["round"] if halves else None
+            for side, halves in cut.items()
+        }
+        return Kept(self.found, {**cut, "best": best})
+
+    def round_ratio(self) -> float:
+        """Return what one round took on average, in units of what the teacher alone took up to its best epoch."""
+        rounds = [half for side in ("student", "llm") for half in self.about[side] if half["round"] > 0]
+        return float(
+            sum(half["seconds"] for half in rounds) / rounds[-1]["round"] / self.last("llm", 0)["seconds_to_best"]
         )
 
 
-def first_of(course: dict[str, Any]) -> dict[str, Any]:
-    """Return a course as it would have been with one round."""
-    cut = {side: [half for half in course[side] if half["round"] <= 1] for side in ("student", "llm")}
-    best = {
-        side: max(halves, key=lambda half: half["valid"])["round"] if halves else None for side, halves in cut.items()
-    }
-    return {**course, **cut, "best": best}
+def courses_of(name: str, variant: str, arguments: argparse.Namespace) -> dict[int, Kept]:
+    """Return what is kept of a variant, by seed."""
+    found = {seed: kept(*place(name, variant, seed, arguments)) for seed in arguments.seeds}
+    return {seed: Kept(*one) for seed, one in found.items() if one is not None}
 
 
-def others(name: str, method: str, arguments: argparse.Namespace) -> dict[int, methods.Ranks]:
-    """Return SASRec's ranks under a method of benchmarks/methods.py, by seed."""
-    own = argparse.Namespace(data=arguments.data, runs=arguments.others)
-    found = {seed: methods.trained((name, "sasrec", method, None, seed), own) for seed in arguments.seeds}
-    return {seed: one[0] for seed, one in found.items() if one is not None}
-
-
-def teacher_of_soft_labels(name: str, arguments: argparse.Namespace) -> dict[int, methods.Ranks]:
-    """Return the test ranks of the teacher of benchmarks/methods.py, whose ID embeddings are another student's, by its seed."""
-    run = methods.taught(name, argparse.Namespace(data=arguments.data, runs=arguments.others))
-    stage = run.teaching.trained
-    return {} if stage is None else {methods.TEACHER_SEED: tested(run, stage, "llm")}
-
-
-def course_of(name: str, variant: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any] | None:
-    """Return what a run's rounds came to; None if they are not done."""
-    root = arguments.runs / configuration(name, variant, seed, arguments.data).name
-    path = root / course_file(variant)
-    return {**read_json(path), "root": root} if path.exists() else None
-
-
-def at(course: dict[str, Any], side: str, number: int) -> dict[str, Any]:
-    """Return what a side came to after a round, or after its last one before it."""
-    halves: list[dict[str, Any]] = [half for half in course[side] if half["round"] <= number]
-    return halves[-1]
-
-
-def ranks_of(course: dict[str, Any], side: str, number: int) -> methods.Ranks:
-    """Return the test ranks of a side after a round, [n]."""
-    ranks: methods.Ranks = np.load(course["root"] / at(course, side, number)["ranks"], allow_pickle=False)
-    return ranks
-
-
-def round_ratio(course: dict[str, Any]) -> float:
-    """Return what one round took on average, in units of what the teacher alone took up to its best epoch."""
-    rounds = [half for side in ("student", "llm") for half in course[side] if half["round"] > 0]
-    alone = next(half for half in course["llm"] if half["round"] == 0)
-    return float(sum(half["seconds"] for half in rounds) / rounds[-1]["round"] / alone["seconds_to_best"])
+def add_courses(table: Table, name: str, variant: str, every: dict[int, Kept]) -> None:
+    """Append both sides after every round, then after the round that validation chose."""
+    for side in ("student", "llm"):
+        courses = {seed: course for seed, course in every.items() if course.about[side]}
+        for number in sorted({half["round"] for course in courses.values() for half in course.about[side]}):
+            by_seed = {seed: course.ranks(side, number) for seed, course in courses.items()}
+            table.add(
+                name,
+                variant,
+                side,
+                number,
+                by_seed,
+                [course.last(side, number)["valid"] for course in courses.values()],
+            )
+        by_seed = {seed: course.ranks(side, course.best(side)) for seed, course in courses.items()}
+        table.add(
+            name, variant, side, KEPT, by_seed,
+            [course.last(side, course.best(side))["valid"] for course in courses.values()],
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -3,13 +3,15 @@
     python benchmarks/methods.py teach                      # teachers and what they say: 30 minutes a data set on two cores
     python benchmarks/methods.py train                      # every cell that is not trained yet: hours
     python benchmarks/methods.py train --students sasrec --seeds 42 --share 0/2 --threads 1    # and 1/2 beside it: faster
-    python benchmarks/methods.py report                     # results/dllm2rec.json, of the cells that are there
+    python benchmarks/methods.py report                     # results/dllm2rec.json, of the cells that are kept
 
 Settings: configs/dllm2rec/DATASET.yaml. A cell is a data set, a student, a method and a seed; it is trained on the training part,
 its best epoch picked on validation, and ranks the whole catalogue for every test user, items of the history taken out, targets that
-never occur in training counted. A killed training resumes. A figure is the mean over users of the mean over seeds, its interval a
-bootstrap over users; p is a Wilcoxon signed-rank test of the users' gains against the plain student with the same seeds, corrected
-after Holm over all rows. `users_and_seeds` says how sure a difference is where the seeds are drawn too (`evaluation/crossed.py`).
+never occur in training counted. A killed training resumes. The ranks of a done one are kept in results/ranks/dllm2rec/ (`kept.py`), so
+that the table may be filled by and by: a row of an earlier report stays until as many seeds of it are kept. A figure is the mean over
+users of the mean over seeds, its interval a bootstrap over users; p is a Wilcoxon signed-rank test of the users' gains against the
+plain student with the same seeds, corrected after Holm over all rows. `users_and_seeds` says how sure a difference is where the seeds
+are drawn too (`evaluation/crossed.py`).
 Ablations are tested against the whole method.
 """
 
@@ -21,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import yaml
 
@@ -31,16 +32,17 @@ from distilrec.evaluation.crossed import SeedSpread, crossed, spread_of
 from distilrec.evaluation.metrics import gain, resampled_means
 from distilrec.evaluation.rank import target_ranks
 from distilrec.evaluation.significance import Comparison, Side, compare, holm
-from distilrec.files import read_json, write_json, write_with
+from distilrec.files import read_json, write_json
 from distilrec.pipeline import Pipeline
 from distilrec.progress import say
+from distilrec.training.loop import load_fit
+from kept import Ranks, keep, kept  # the module beside this one
 
 METRICS = ("hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20")
 TESTED = ("hr@10", "hr@20", "ndcg@10", "ndcg@20")
 CONFIGS = Path("configs/dllm2rec")
 TEACHER_SEED = 42
 _NOT_OF_A_RUN = ("students", "methods", "ablations", "teacher_train")  # in the file beside a run's configuration
-Ranks = npt.NDArray[np.int64]
 Cell = tuple[str, str, str, str | None, int]  # data set, student, method, ablation, seed
 
 
@@ -131,54 +133,38 @@ def train(cell: Cell, arguments: argparse.Namespace) -> Ranks:
         model, stage = run.student, run.stages["student"]
     else:
         model, stage = run.distilled, run.stages["distilled"]
-    path = stage.folder / "test_ranks.npy"
-    if not path.exists():
-        examples = np.asarray(run.data.examples("test"))
-        found = target_ranks(model, run.data, examples, filter_seen=run.config.evaluate.filter_seen)
-        write_with(path, lambda part: _save(part, found))
-    ranks: Ranks = np.load(path, allow_pickle=False)
+    examples = np.asarray(run.data.examples("test"))
+    ranks = target_ranks(model, run.data, examples, filter_seen=run.config.evaluate.filter_seen)
+    fit = load_fit(stage.folder)
+    keep(*place(cell, arguments), {"test": ranks}, {"best_epoch": fit.best_epoch, "valid": fit.best})
     shown = ", ".join(f"{metric} {gain(metric, ranks).mean():.4f}" for metric in ("hr@10", "ndcg@10"))
     say(f"{name} {student} {method}{f' ({ablation})' if ablation else ''} {seed}: {shown}")
     return ranks
 
 
-def _save(path: Path, ranks: Ranks) -> None:
-    with path.open("wb") as file:
-        np.save(file, ranks, allow_pickle=False)
-
-
-def trained(cell: Cell, arguments: argparse.Namespace) -> tuple[Ranks, dict[str, Any]] | None:
-    """Return the ranks and the training of a cell, or None if it is not done; trains nothing."""
-    root = arguments.runs / f"{cell[0]}-{cell[1]}-{cell[4]}"
-    try:
-        run = Pipeline(configuration(*cell[:3], cell[4], arguments.data, cell[3]), root)
-        folder = _folder(run, cell, arguments)
-        ranks = np.load(folder / "test_ranks.npy", allow_pickle=False)
-    except FileNotFoundError:
-        return None
-    return ranks, read_json(folder / "fit.json")
-
-
-def _folder(run: Pipeline, cell: Cell, arguments: argparse.Namespace) -> Path:
-    """Return where a cell lies, done or not."""
-    training = run.config.train
-    if cell[2] == "plain":
-        return run.stage_folder("student", {**run.student_inputs(training), "method": "plain"})
-    teacher = taught(cell[0], arguments)
-    knowledge = teacher.knowledge
-    inputs = {
-        **run.student_inputs(training), "method": cell[2], "method_settings": run.method_settings.model_dump(),
-        "knowledge": [teacher.stages["knowledge"].key, knowledge.digest],
-    }  # fmt: skip
-    return run.stage_folder("distilled", inputs)
+def place(cell: Cell, arguments: argparse.Namespace) -> tuple[Path, Any]:
+    """Return where the ranks of a cell are kept, and the settings that they count for: those of the file that name them."""
+    name, student, method, ablation, seed = cell
+    content = settings_of(name)
+    students, methods, ablations, of_teacher = (content.pop(key) for key in _NOT_OF_A_RUN)
+    if method == "plain":
+        content = {key: content[key] for key in ("data", "train", "evaluate")}
+    else:
+        content |= {
+            "teacher_train": of_teacher,
+            "method": [method, methods[method], ablations[ablation] if ablation else None],
+        }
+    content["cell"] = [student, students[student], seed]
+    file = f"{name}-{student}-{ablation or method}-{seed}.npz".replace(" ", "_")
+    return arguments.out.parent / "ranks" / arguments.out.stem / file, content
 
 
 def report(arguments: argparse.Namespace) -> None:
-    """Write the rows of all cells that are there."""
+    """Write the rows of all cells that are kept. Rows of others stay as an earlier report wrote them."""
     found: dict[tuple[str, str, str, str | None], dict[int, tuple[Ranks, dict[str, Any]]]] = {}
     for cell in cells(arguments):
-        if (one := trained(cell, arguments)) is not None:
-            found.setdefault(cell[:4], {})[cell[4]] = one
+        if (one := kept(*place(cell, arguments))) is not None:
+            found.setdefault(cell[:4], {})[cell[4]] = (one[0]["test"], one[1])
     rows, ablations, comparisons = [], [], []
     for (name, student, method, ablation), by_seed in found.items():
         against = found.get((name, student, "plain" if ablation is None else "dllm2rec", None), {})
@@ -187,7 +173,7 @@ def report(arguments: argparse.Namespace) -> None:
             "dataset": name, "student": student, "method": method, **({"ablation": ablation} if ablation else {}),
             **figures([by_seed[seed][0] for seed in seeds]), "seeds": seeds,
             "best_epochs": [by_seed[seed][1]["best_epoch"] for seed in seeds],
-            "valid": [round(by_seed[seed][1]["best"], 5) for seed in seeds],
+            "valid": [round(by_seed[seed][1]["valid"], 5) for seed in seeds],
             "settings": configuration(name, student, method, seeds[0], arguments.data, ablation).method.settings(),
         }  # fmt: skip
         if set(seeds) <= set(against) and (method != "plain" or ablation):
@@ -202,12 +188,26 @@ def report(arguments: argparse.Namespace) -> None:
         (ablations if ablation else rows).append(row)
     put_tests(comparisons)
     content = read_json(arguments.out) if arguments.out.exists() else {}
+    rows, ablations = (merged(content.get(key, []), made) for key, made in (("rows", rows), ("ablations", ablations)))
     content |= {"rows": rows, "ablations": ablations, "command": "python benchmarks/methods.py report"}
     write_json(arguments.out, content)
     for row in rows + ablations:
         shown = ", ".join(f"{metric} {row['metrics'][metric]:.4f}" for metric in ("hr@10", "ndcg@10"))
         p = f", p {row['p_value']['ndcg@10']:.2g}" if "p_value" in row else ""
         say(f"{row['dataset']} {row['student']} {row.get('ablation', row['method'])} x{len(row['seeds'])}: {shown}{p}")
+
+
+def merged(earlier: list[dict[str, Any]], made: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows in their order, those of an earlier report where it has more seeds."""
+
+    def key(row: dict[str, Any]) -> tuple[str, ...]:
+        return row["dataset"], row["student"], row["method"], row.get("ablation", "")
+
+    found = {key(row): row for row in earlier}
+    for row in made:
+        if key(row) not in found or len(found[key(row)]["seeds"]) <= len(row["seeds"]):
+            found[key(row)] = row
+    return list(found.values())
 
 
 def spread_over(found: Any, name: str, student: str, metric: str) -> SeedSpread | None:
