@@ -9,17 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from distilrec.config import (
-    AnnotateSettings,
-    Config,
-    EvaluateSettings,
-    FilterSettings,
-    SplitSettings,
-    TrainSettings,
-    checked,
-)
+from distilrec.config import AnnotateSettings, Config, EvaluateSettings, FilterSettings, SplitSettings, TrainSettings
 from distilrec.config_file import load_config
 from distilrec.errors import ConfigError
+from distilrec.settings import checked
 
 DATA = "data.interactions=log.csv"
 

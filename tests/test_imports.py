@@ -7,7 +7,7 @@ import distilrec
 
 ROOT = Path(distilrec.__file__).parent
 ORDER = (
-    "errors", "columns", "progress", "files", "panels", "secrets", "config", "config_file", "data", "students", "teachers",
+    "errors", "columns", "progress", "files", "panels", "secrets", "settings", "config", "config_file", "data", "students", "teachers",
     "knowledge", "losses", "methods", "training", "evaluation", "export", "serving", "pipeline", "compare", "cli", "__main__",
 )  # fmt: skip
 

@@ -1,25 +1,15 @@
-"""Settings: YAML plus key=value overrides become frozen, typed models; an unknown key is an error with a suggestion.
+"""Settings of a run: YAML plus key=value overrides become frozen, typed models.
 
 The settings of a student, a teacher or a method belong to it and stand in its own file (`Settings` of the class); here such
 a part is a `Choice`: a name and the rest, which the registry that knows the name turns into the typed settings.
 """
 
-import difflib
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from distilrec.errors import ConfigError
-
-S = TypeVar("S", bound="Settings")
-
-
-class Settings(BaseModel):
-    """Base of every settings model: frozen, unknown keys refused, values checked."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+from distilrec.settings import Choice, Settings
 
 
 class ColumnSettings(Settings):
@@ -92,23 +82,6 @@ class DataSettings(Settings):
         if (self.source is None) == (self.interactions is None):
             raise ValueError("give either source (a public data set) or interactions (a file), not both")
         return self
-
-
-class Choice(BaseModel):
-    """A named thing and its own settings, still unchecked: `{name: sasrec, hidden_size: 64}`, or the name alone."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    name: str
-
-    @model_validator(mode="before")
-    @classmethod
-    def _name_alone(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
-
-    def settings(self) -> dict[str, Any]:
-        """Return everything but the name."""
-        return dict(self.model_extra or {})
 
 
 class LossSettings(Settings):
@@ -294,31 +267,3 @@ class Config(Settings):
     def distil_settings(self) -> TrainSettings:
         """Return how the distilled student is trained: like the plain one, unless told otherwise."""
         return self.distil or self.train
-
-
-def checked(model: type[S], content: Mapping[str, Any], *, where: str) -> S:
-    """Build a settings model, turning pydantic's complaint into one line."""
-    try:
-        return model.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            known = _known_keys(model, [str(part) for part in first["loc"][:-1]])
-            near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
-            raise ConfigError(f"unknown setting {key!r}.", where=where, remedy=hint) from None
-        message = first["msg"].removeprefix("Value error, ")
-        got = "" if first["type"] in ("missing", "value_error") else f" (got {first['input']!r})"
-        raise ConfigError(f"{key + ': ' if key else ''}{message}{got}.", where=where, remedy="Correct it.") from None
-
-
-def _known_keys(model: type[BaseModel], path: Sequence[str]) -> list[str]:
-    for part in path:
-        field = model.model_fields.get(part)
-        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
-        inner = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
-        if inner is None:
-            break
-        model = inner
-    return list(model.model_fields)

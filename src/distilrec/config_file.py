@@ -6,8 +6,9 @@ from typing import Any
 
 import yaml
 
-from distilrec.config import Config, checked
+from distilrec.config import Config
 from distilrec.errors import ConfigError
+from distilrec.settings import checked
 
 _CHOICES = ("student", "teacher", "method")  # the settings that are a `Choice`
 

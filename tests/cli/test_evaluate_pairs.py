@@ -15,13 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distilrec.cli.compare_ranks import Part, is_comparison, read_part, read_side
-from distilrec.config import Config, checked
+from distilrec.config import Config
 from distilrec.data.dataset import Dataset
 from distilrec.evaluation.groups import main_cutoff
 from distilrec.evaluation.metrics import gain
 from distilrec.evaluation.stored import read_ranks, write_ranks
 from distilrec.files import read_json, write_json
 from distilrec.pipeline.evaluate import Entry, evaluate
+from distilrec.settings import checked
 
 Cli = Callable[..., Any]
 N = 120

@@ -13,10 +13,10 @@ from distilrec.compare.matrix import Combination, Matrix
 from distilrec.compare.plan import Outcome
 from distilrec.compare.settings import CompareSettings
 from distilrec.compare.work import TOP, Job
-from distilrec.config import checked
 from distilrec.data.dataset import Dataset
 from distilrec.evaluation.significance import Side
 from distilrec.evaluation.stored import RANKS, write_ranks
+from distilrec.settings import checked
 
 Key = tuple[str | None, str | None, str | None]  # labels of student, method and teacher
 

@@ -9,7 +9,7 @@ from fixtures_compare import write_yaml
 
 from distilrec.compare.matrix import Combination, Matrix, matrix_for_log, read_matrix
 from distilrec.compare.settings import CompareSettings, dumped
-from distilrec.config import checked
+from distilrec.settings import checked
 
 Content = dict[str, Any]
 

@@ -7,8 +7,8 @@ import pytest
 
 from distilrec.compare.matrix import Matrix
 from distilrec.compare.settings import CompareSettings
-from distilrec.config import checked
 from distilrec.errors import ConfigError
+from distilrec.settings import checked
 
 Content = dict[str, Any]
 Change = Callable[[Content], Any]

@@ -12,7 +12,7 @@ from distilrec.compare.matrix import Combination, Matrix
 from distilrec.compare.plan import Plan
 from distilrec.compare.settings import CompareSettings
 from distilrec.compare.work import Job, as_job
-from distilrec.config import checked
+from distilrec.settings import checked
 
 Content = dict[str, Any]
 TEACHER = "toy/big"

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from distilrec.data import sources
 from distilrec.data.sources import catalogue, download
-from distilrec.data.sources.catalogue import Checksum, RemoteFile
+from distilrec.data.sources.entries import Checksum, RemoteFile
 from distilrec.errors import ChecksumError, DiskFullError, FetchError
 
 BODY = bytes(range(256)) * 1500  # 384,000 bytes

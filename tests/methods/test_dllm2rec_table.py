@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from distilrec.config import LossSettings, checked
+from distilrec.config import LossSettings
 from distilrec.data.batching import Batch
 from distilrec.errors import ConfigError, InputError
 from distilrec.knowledge.store import Knowledge
 from distilrec.losses.objective import Objective
 from distilrec.methods.dllm2rec import DLLM2Rec, DLLM2RecSettings, InformedTable
 from distilrec.methods.item_vectors import principal, standardised
+from distilrec.settings import checked
 from distilrec.students import STUDENTS
 from distilrec.students.base import ItemTable, Student, build_student
 

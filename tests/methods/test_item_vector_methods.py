@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from distilrec.config import TrainSettings, checked
+from distilrec.config import TrainSettings
 from distilrec.data.dataset import Dataset
 from distilrec.errors import ConfigError, InputError
 from distilrec.methods.base import Method
@@ -14,6 +14,7 @@ from distilrec.methods.ftd import FTD
 from distilrec.methods.hint import Hint
 from distilrec.methods.htd import HTD
 from distilrec.methods.plain import Plain, PlainSettings
+from distilrec.settings import checked
 from distilrec.students import STUDENTS
 from distilrec.students.base import build_student
 from distilrec.training.tasks import Task

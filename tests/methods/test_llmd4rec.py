@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distilrec.config import LossSettings, checked
+from distilrec.config import LossSettings
 from distilrec.data.batching import Batch
 from distilrec.data.dataset import Dataset, training_examples
 from distilrec.errors import ConfigError
@@ -19,6 +19,7 @@ from distilrec.losses.mutual import sample_weights
 from distilrec.losses.objective import Objective
 from distilrec.methods.base import Rounds
 from distilrec.methods.llmd4rec import LLMD4Rec, LLMD4RecSettings, TeacherSide
+from distilrec.settings import checked
 
 WIDTH = 6
 

@@ -11,13 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from distilrec.config import LossSettings, checked
+from distilrec.config import LossSettings
 from distilrec.data.batching import Batch
 from distilrec.errors import ConfigError, InputError
 from distilrec.knowledge.store import NOTHING, Knowledge
 from distilrec.losses.objective import Objective
 from distilrec.methods import rd
 from distilrec.methods.rd import RD, RDSettings, estimated_ranks, normalised
+from distilrec.settings import checked
 from fixtures_rankings import LOSSES, N_ITEMS, batch, knowledge, student, with_negatives
 
 HYBRID = {"warm_up_steps": 0}

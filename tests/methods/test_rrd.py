@@ -12,13 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from distilrec.config import LossSettings, checked
+from distilrec.config import LossSettings
 from distilrec.data.batching import Batch
 from distilrec.errors import ConfigError, InputError
 from distilrec.knowledge.store import NOTHING, Knowledge
 from distilrec.losses.objective import Objective
 from distilrec.methods import rrd
 from distilrec.methods.rrd import RRD, RRDSettings, draw_in_order, list_costs
+from distilrec.settings import checked
 from fixtures_rankings import LOSSES, N_ITEMS, TARGETS, batch, knowledge, student, with_negatives
 
 SETTINGS: list[dict[str, Any]] = [

@@ -12,13 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from distilrec.config import LossSettings, checked
+from distilrec.config import LossSettings
 from distilrec.data.batching import Batch
 from distilrec.errors import ConfigError, InputError
 from distilrec.knowledge.store import NOTHING, Knowledge
 from distilrec.losses.objective import Objective
 from distilrec.methods import soft_labels
 from distilrec.methods.soft_labels import SoftLabels, SoftLabelsSettings, entropy, listed_divergence
+from distilrec.settings import checked
 from fixtures_rankings import LISTS, LOSSES, N_ITEMS, student, with_negatives
 
 SETTINGS: list[dict[str, Any]] = [

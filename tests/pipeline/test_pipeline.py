@@ -14,13 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distilrec.config import Config, checked
+from distilrec.config import Config
 from distilrec.config_file import load_config
 from distilrec.errors import ConfigError, LockedError
 from distilrec.knowledge.store import KnowledgeWriter
 from distilrec.methods.dllm2rec import DLLM2Rec
 from distilrec.pipeline import Pipeline
 from distilrec.pipeline import student as student_module
+from distilrec.settings import checked
 from distilrec.students import STUDENTS
 from distilrec.students.base import Student, load_student
 from distilrec.teachers import e4srec as e4srec_module

@@ -15,9 +15,10 @@ import pytest
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from distilrec.columns import EXAMPLE, ITEMS, REPLY
-from distilrec.config import AnnotateSettings, Config, checked
+from distilrec.config import AnnotateSettings, Config
 from distilrec.knowledge.annotate import Answer, Answerer, Job
 from distilrec.pipeline import Pipeline, asking, teaching
+from distilrec.settings import checked
 from distilrec.teachers.backends import open_backend
 from distilrec.teachers.backends.base import Batched, Prompt, Reply
 from distilrec.teachers.backends.openai_api import OpenAIBackend

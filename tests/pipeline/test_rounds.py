@@ -9,11 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distilrec.config import Config, checked
+from distilrec.config import Config
 from distilrec.errors import ConfigError, FingerprintError, InputError
 from distilrec.evaluation.rank import target_ranks
 from distilrec.pipeline import Pipeline, alternating
 from distilrec.pipeline.alternating import Alternation
+from distilrec.settings import checked
 from distilrec.training import loop
 from distilrec.training.loop import load_fit
 from fixtures_toy import toy_files

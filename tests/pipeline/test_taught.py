@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from distilrec.config import Config, checked
+from distilrec.config import Config
 from distilrec.pipeline import Pipeline
+from distilrec.settings import checked
 from fixtures_toy import toy_files
 
 

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distilrec.config import Config, checked
+from distilrec.config import Config
 from distilrec.data.batching import make_batch, training_windows
 from distilrec.data.dataset import training_examples
 from distilrec.errors import ConfigError
 from distilrec.knowledge.store import KnowledgeWriter, open_knowledge
 from distilrec.pipeline import Pipeline
+from distilrec.settings import checked
 
 TEACHERS: dict[str, dict[str, Any]] = {
     "e4srec": {"name": "e4srec", "lora_rank": 2, "max_length": 8, "precision": "float32"},

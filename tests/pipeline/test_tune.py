@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import yaml
 
-from distilrec.config import Config, checked
+from distilrec.config import Config
 from distilrec.config_file import load_config
 from distilrec.data.dataset import Dataset
 from distilrec.errors import ConfigError
 from distilrec.pipeline import Pipeline
 from distilrec.pipeline.space import distribution, read_space
 from distilrec.pipeline.tune import tune
+from distilrec.settings import checked
 from distilrec.students import STUDENTS
 from distilrec.training.tasks import Task
 

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from distilrec.config import checked
 from distilrec.errors import ConfigError
+from distilrec.settings import checked
 from distilrec.students import prefixes
 from distilrec.students.attmix import AttMix, AttMixSettings
 

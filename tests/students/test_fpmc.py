@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from distilrec.config import checked
 from distilrec.errors import ConfigError
+from distilrec.settings import checked
 from distilrec.students.fpmc import FPMC, FPMCSettings
 
 N_ITEMS, WIDTH = 12, 5

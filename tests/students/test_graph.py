@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from distilrec.config import checked
 from distilrec.data.batching import held_out_windows, make_batch
 from distilrec.data.dataset import Dataset
 from distilrec.errors import ConfigError, InputError
+from distilrec.settings import checked
 from distilrec.students import graph
 from distilrec.students.graph import (
     BASELINES,

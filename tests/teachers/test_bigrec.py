@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from distilrec.config import TrainSettings, checked
+from distilrec.config import TrainSettings
 from distilrec.data.batching import Batch, make_batch, training_windows
 from distilrec.data.dataset import Dataset, training_examples
 from distilrec.errors import ConfigError, FingerprintError, InputError
 from distilrec.evaluation.metrics import evaluate_ranks
 from distilrec.evaluation.rank import target_ranks
+from distilrec.settings import checked
 from distilrec.teachers.base import Materials
 from distilrec.teachers.bigrec import BigRec, BigRecSettings
 from distilrec.teachers.llm import llm_identity, load_causal, load_llm, text_vectors

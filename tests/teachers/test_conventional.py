@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from distilrec.config import Config, TrainSettings, checked
+from distilrec.config import Config, TrainSettings
 from distilrec.data.batching import Batch, make_batch, training_windows
 from distilrec.data.dataset import Dataset
 from distilrec.errors import ConfigError, InputError
 from distilrec.evaluation.rank import target_ranks
 from distilrec.pipeline import Pipeline
+from distilrec.settings import checked
 from distilrec.students import STUDENTS
 from distilrec.students.base import Student, build_student, save_student
 from distilrec.teachers.base import Materials

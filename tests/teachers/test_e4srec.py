@@ -9,11 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from distilrec.config import TrainSettings, checked
+from distilrec.config import TrainSettings
 from distilrec.data.dataset import Dataset
 from distilrec.errors import ConfigError, FingerprintError, InputError
 from distilrec.evaluation.rank import target_ranks
 from distilrec.losses.catalogue import cross_entropy
+from distilrec.settings import checked
 from distilrec.teachers import TEACHERS
 from distilrec.teachers.adapter import lora_targets
 from distilrec.teachers.e4srec import E4SRec, E4SRecSettings, load_e4srec

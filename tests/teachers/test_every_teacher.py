@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from distilrec.config import TrainSettings, checked
+from distilrec.config import TrainSettings
 from distilrec.data.batching import Batch, make_batch, training_windows
 from distilrec.data.dataset import Dataset
 from distilrec.errors import ConfigError
 from distilrec.evaluation.metrics import evaluate_ranks
 from distilrec.evaluation.rank import target_ranks
 from distilrec.methods import METHODS
+from distilrec.settings import checked
 from distilrec.students import STUDENTS
 from distilrec.students.base import save_student
 from distilrec.teachers import TEACHERS

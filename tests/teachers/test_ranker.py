@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distilrec.config import checked
 from distilrec.data.dataset import Dataset
 from distilrec.data.split import Ints
 from distilrec.errors import ConfigError, InputError
+from distilrec.settings import checked
 from distilrec.teachers.backends.base import Reply
 from distilrec.teachers.parsing import Parsed
 from distilrec.teachers.ranker import Ranker, RankerSettings, useful_hints

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from distilrec.config import checked
 from distilrec.data.dataset import Dataset
 from distilrec.errors import ConfigError, InputError
+from distilrec.settings import checked
 from distilrec.teachers.base import Materials
 from distilrec.teachers.llm import llm_identity, load_llm, text_vectors
 from distilrec.teachers.text import TextSettings, TextTeacher

@@ -30,7 +30,7 @@ import yaml
 
 from distilrec.compare.settings import PLAIN, CompareSettings, with_plain
 from distilrec.compare.trials import draw
-from distilrec.config import Config, checked
+from distilrec.config import Config
 from distilrec.config_file import load_config, merged, read_yaml
 from distilrec.errors import ConfigError
 from distilrec.files import hash_json
@@ -39,6 +39,7 @@ from distilrec.methods.base import Method
 from distilrec.pipeline import Pipeline
 from distilrec.pipeline.names import named
 from distilrec.pipeline.space import with_values
+from distilrec.settings import checked
 from distilrec.teachers import TEACHERS
 
 _PARTS = tuple(name for name in Config.model_fields if name not in ("name", "seed", "student", "teacher", "method"))

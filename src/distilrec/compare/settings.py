@@ -6,10 +6,10 @@ import numpy as np
 import yaml
 from pydantic import Field, model_validator
 
-from distilrec.config import Settings
 from distilrec.errors import ConfigError
 from distilrec.evaluation.metrics import gain
 from distilrec.pipeline.space import Range
+from distilrec.settings import Settings
 
 PLAIN = "plain"
 

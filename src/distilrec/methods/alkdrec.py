@@ -18,7 +18,6 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
-from distilrec.config import Settings
 from distilrec.data.batching import Batch
 from distilrec.data.dataset import Dataset
 from distilrec.data.split import Ints
@@ -26,6 +25,7 @@ from distilrec.knowledge.select import GainSettings, select
 from distilrec.knowledge.store import NOTHING, Knowledge
 from distilrec.losses.objective import score
 from distilrec.methods.base import Method
+from distilrec.settings import Settings
 
 _TRIES = 4  # draws of a negative that stands in the list
 

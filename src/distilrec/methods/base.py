@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from distilrec.config import Settings
 from distilrec.data.batching import Batch
 from distilrec.data.dataset import Dataset
 from distilrec.data.split import Ints
@@ -15,6 +14,7 @@ from distilrec.errors import InputError
 from distilrec.knowledge.store import Knowledge
 from distilrec.losses.catalogue import cross_entropy
 from distilrec.losses.objective import Objective
+from distilrec.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)

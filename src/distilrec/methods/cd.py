@@ -24,12 +24,12 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from distilrec.config import Settings
 from distilrec.data.batching import Batch
 from distilrec.knowledge.store import NOTHING, Knowledge
 from distilrec.losses.objective import score
 from distilrec.methods.base import Method
 from distilrec.methods.drawing import draw, listed_among
+from distilrec.settings import Settings
 
 _SPREAD = 1e-6  # scores that differ by less are taken to be alike
 

@@ -23,12 +23,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from distilrec.config import Settings
 from distilrec.data.batching import Batch
 from distilrec.knowledge.store import NOTHING, Knowledge
 from distilrec.losses.objective import score
 from distilrec.methods.base import Method
 from distilrec.methods.drawing import draw, listed_among
+from distilrec.settings import Settings
 
 _ABSENT = -1e9  # a score that adds nothing to a sum of exponentials, and whose gradient is 0 and not NaN
 

@@ -17,11 +17,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from distilrec.config import Settings
 from distilrec.data.batching import Batch
 from distilrec.knowledge.store import Knowledge
 from distilrec.methods.base import Method
 from distilrec.methods.item_vectors import items_of, principal
+from distilrec.settings import Settings
 
 
 class DESettings(Settings):

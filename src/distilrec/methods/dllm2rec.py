@@ -29,12 +29,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from distilrec.config import Settings
 from distilrec.data.batching import Batch
 from distilrec.knowledge.store import NOTHING, Knowledge
 from distilrec.losses.top import among_largest
 from distilrec.methods.base import Method
 from distilrec.methods.item_vectors import principal
+from distilrec.settings import Settings
 
 _DISAGREE = 1e-8
 

@@ -15,12 +15,12 @@ batch. The matrices of pairs are never formed; see `topology.full_topology`.
 from pydantic import Field
 from torch import Tensor
 
-from distilrec.config import Settings
 from distilrec.data.batching import Batch
 from distilrec.knowledge.store import Knowledge
 from distilrec.methods.base import Method
 from distilrec.methods.item_vectors import items_of, principal
 from distilrec.methods.topology import full_topology
+from distilrec.settings import Settings
 
 
 class FTDSettings(Settings):

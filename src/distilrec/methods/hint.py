@@ -13,11 +13,11 @@ standardised and cut to their principal directions (`item_vectors.principal`; me
 from pydantic import Field
 from torch import Tensor, nn
 
-from distilrec.config import Settings
 from distilrec.data.batching import Batch
 from distilrec.knowledge.store import Knowledge
 from distilrec.methods.base import Method
 from distilrec.methods.item_vectors import items_of, principal
+from distilrec.settings import Settings
 
 
 class HintSettings(Settings):

@@ -20,13 +20,13 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from distilrec.config import Settings
 from distilrec.data.batching import Batch
 from distilrec.knowledge.store import Knowledge
 from distilrec.methods.base import Method
 from distilrec.methods.de import Experts, some_of
 from distilrec.methods.item_vectors import items_of, principal
 from distilrec.methods.topology import hierarchical_topology
+from distilrec.settings import Settings
 
 
 class HTDSettings(Settings):

@@ -20,13 +20,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from distilrec.config import Settings
 from distilrec.data.batching import Batch
 from distilrec.knowledge.peer import First, Peer
 from distilrec.knowledge.store import NOTHING, Knowledge
 from distilrec.losses.mutual import Leading, Mutual, Whole, mutual_loss
 from distilrec.methods.base import Method, Rounds
 from distilrec.methods.dllm2rec import DLLM2RecSettings, informed
+from distilrec.settings import Settings
 
 
 class LLMD4RecSettings(Settings):

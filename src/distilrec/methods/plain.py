@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from distilrec.config import Settings
 from distilrec.data.batching import Batch
 from distilrec.methods.base import Method
+from distilrec.settings import Settings
 
 
 class PlainSettings(Settings):

@@ -22,11 +22,11 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from distilrec.config import Settings
 from distilrec.data.batching import Batch
 from distilrec.knowledge.store import NOTHING, Knowledge
 from distilrec.losses.objective import score
 from distilrec.methods.base import Method
+from distilrec.settings import Settings
 
 
 class RDSettings(Settings):

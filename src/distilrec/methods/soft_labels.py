@@ -23,12 +23,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from distilrec.config import Settings
 from distilrec.data.batching import Batch
 from distilrec.knowledge.store import NOTHING, Knowledge
 from distilrec.losses.catalogue import weighted_cross_entropy
 from distilrec.losses.objective import score
 from distilrec.methods.base import Method
+from distilrec.settings import Settings
 
 
 class SoftLabelsSettings(Settings):

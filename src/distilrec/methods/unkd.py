@@ -21,12 +21,12 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from distilrec.config import Settings
 from distilrec.data.batching import Batch
 from distilrec.knowledge.store import NOTHING, Knowledge
 from distilrec.losses.objective import score
 from distilrec.methods.base import Method
 from distilrec.methods.drawing import listed_among
+from distilrec.settings import Settings
 
 
 class UnKDSettings(Settings):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from distilrec.config import Config, TrainSettings, checked
+from distilrec.config import Config, TrainSettings
 from distilrec.data.dataset import Dataset, open_dataset
 from distilrec.data.prepare import prepare
 from distilrec.data.sources import fetch
@@ -29,6 +29,7 @@ from distilrec.pipeline.stage import Stage, stage, stage_folder
 from distilrec.pipeline.student import fit_student, student_inputs, trained_student
 from distilrec.pipeline.teaching import Teaching
 from distilrec.progress import first_process, say
+from distilrec.settings import checked
 from distilrec.students import STUDENTS
 from distilrec.students.base import Student
 from distilrec.teachers import TEACHERS

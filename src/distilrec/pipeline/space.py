@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import BaseModel, Field, model_validator
 
-from distilrec.config import Config, Settings, TrainSettings, checked
+from distilrec.config import Config, TrainSettings
 from distilrec.errors import ConfigError
 from distilrec.progress import say
+from distilrec.settings import Settings, checked
 from distilrec.students.base import Student
 
 if TYPE_CHECKING:

@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from distilrec.config import Settings, TrainSettings
+from distilrec.config import TrainSettings
 from distilrec.data.split import Ints
 from distilrec.knowledge.store import Knowledge
 from distilrec.methods import METHODS
 from distilrec.methods.base import Method
 from distilrec.progress import first_process, say
+from distilrec.settings import Settings
 from distilrec.students import STUDENTS
 from distilrec.students.base import Student, load_student, save_student
 from distilrec.training.loop import Fit, OnValidation, fit, load_fit

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distilrec.config import checked
 from distilrec.data.dataset import open_dataset
 from distilrec.errors import FingerprintError, InputError
 from distilrec.files import hash_json, sha256_file
@@ -13,6 +12,7 @@ from distilrec.pipeline.names import named
 from distilrec.pipeline.stage import Stage
 from distilrec.pipeline.student import fit_conventional, relevant, say_fit, student_inputs
 from distilrec.progress import first_process, say
+from distilrec.settings import checked
 from distilrec.students import STUDENTS
 from distilrec.students.base import Student
 from distilrec.teachers.base import Materials, PositionTeacher

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from distilrec.config import checked
 from distilrec.data.split import Ints
 from distilrec.errors import ConfigError
 from distilrec.evaluation.rank import top_items
@@ -23,6 +22,7 @@ from distilrec.pipeline.stage import Stage
 from distilrec.pipeline.student import MODEL
 from distilrec.pipeline.teacher_training import Restore, given, train_llm, train_student
 from distilrec.progress import say
+from distilrec.settings import checked
 from distilrec.students import STUDENTS
 from distilrec.students.base import load_student
 from distilrec.teachers.base import Materials, PositionTeacher

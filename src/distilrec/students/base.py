@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from distilrec.config import Settings, checked
 from distilrec.data.batching import Batch
 from distilrec.errors import InputError
 from distilrec.files import write_with
+from distilrec.settings import Settings, checked
 
 
 class StudentSettings(Settings):

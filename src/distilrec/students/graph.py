@@ -27,10 +27,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from distilrec.config import Settings
 from distilrec.data.dataset import Dataset
 from distilrec.errors import InputError
 from distilrec.files import write_with
+from distilrec.settings import Settings
 from distilrec.students.prefixes import last_items
 
 _TIE = 1e-6

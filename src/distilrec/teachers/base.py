@@ -16,10 +16,10 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from distilrec.config import Settings
 from distilrec.data.batching import Batch
 from distilrec.data.dataset import Dataset
 from distilrec.data.split import Ints
+from distilrec.settings import Settings
 
 _SCORES = 1 << 22
 

@@ -21,10 +21,10 @@ from pydantic import Field
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from distilrec.config import Settings
 from distilrec.data.batching import Batch
 from distilrec.data.dataset import Dataset
 from distilrec.data.sources import fetch_llm
+from distilrec.settings import Settings
 from distilrec.teachers.adapter import adapted, put_back, read_teacher, save_teacher
 from distilrec.teachers.base import Asked, Materials, Trained
 from distilrec.teachers.decode import Decoder, Prefix

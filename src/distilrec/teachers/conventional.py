@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from distilrec.config import Choice, Settings, checked
 from distilrec.data.batching import Batch, single_positions
+from distilrec.settings import Choice, Settings, checked
 from distilrec.students import STUDENTS
 from distilrec.students.base import Student, load_student, save_student
 from distilrec.teachers.base import Asked, Materials, Trained, rank_by_states

@@ -19,10 +19,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from distilrec.config import Settings
 from distilrec.data.batching import Batch
 from distilrec.data.sources import fetch_llm
 from distilrec.errors import FingerprintError
+from distilrec.settings import Settings
 from distilrec.teachers.adapter import adapted, put_back, read_teacher, save_teacher
 from distilrec.teachers.base import Asked, Materials, Trained, rank_by_states
 from distilrec.teachers.decode import Prefix

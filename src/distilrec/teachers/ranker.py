@@ -19,10 +19,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from distilrec.config import Choice, Settings
 from distilrec.data.dataset import Dataset
 from distilrec.data.split import Ints
 from distilrec.errors import ConfigError, InputError
+from distilrec.settings import Choice, Settings
 from distilrec.teachers import prompts
 from distilrec.teachers.backends.base import Prompt, Reply
 from distilrec.teachers.base import Asked, Materials, Trained

@@ -8,9 +8,9 @@ from pathlib import Path
 import polars as pl
 
 from distilrec.columns import ROW
-from distilrec.config import Settings
 from distilrec.data.tables import Table, as_text, check_file, file_format, open_text, read_table
 from distilrec.errors import InputError
+from distilrec.settings import Settings
 from distilrec.teachers.vector_files import listed
 
 EXAMPLE_NAMES = ("example_id", "example")

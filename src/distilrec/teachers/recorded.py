@@ -17,12 +17,12 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from distilrec.columns import EXAMPLE, ITEMS, ROW, SCORES
-from distilrec.config import Settings
 from distilrec.data.dataset import Dataset
 from distilrec.data.split import Ints
 from distilrec.data.tables import Table, as_text
 from distilrec.errors import InputError
 from distilrec.files import sha256_file
+from distilrec.settings import Settings
 from distilrec.teachers.base import Asked, Materials, Trained
 from distilrec.teachers.dllm2rec_files import RANKINGS, read_dllm2rec
 from distilrec.teachers.ranking_files import (

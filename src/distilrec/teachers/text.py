@@ -6,9 +6,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from distilrec.config import Settings
 from distilrec.data.sources import fetch_llm
 from distilrec.errors import InputError
+from distilrec.settings import Settings
 from distilrec.teachers.base import Asked, Materials, Trained
 from distilrec.teachers.llm import best_device, best_precision, llm_identity, load_llm, text_vectors
 

@@ -13,11 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distilrec.data.sources.amazon import CATEGORIES
 from distilrec.data.sources.cache import RECORD, cache_lock, cache_root, read_record, write_record
-from distilrec.data.sources.catalogue import CATEGORIES, LLMS, SOURCES, Source, find
+from distilrec.data.sources.catalogue import SOURCES, find
 from distilrec.data.sources.convert import CONVERTERS
 from distilrec.data.sources.download import download_first, from_wheel
+from distilrec.data.sources.entries import Source
 from distilrec.data.sources.llm import fetch_llm
+from distilrec.data.sources.llms import LLMS
 from distilrec.errors import ChecksumError, DistilrecError, FetchError
 from distilrec.files import read_json, sha256_file, write_json
 from distilrec.progress import say

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Final, cast
 
-from distilrec.data.sources.catalogue import Checksum, RemoteFile
+from distilrec.data.sources.entries import Checksum, RemoteFile
 from distilrec.errors import ChecksumError, DistilrecError, FetchError, InputError
 from distilrec.files import disk_error, need_space, read_json, sha256_file, write_json, write_with
 from distilrec.progress import bar, say

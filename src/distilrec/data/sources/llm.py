@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from distilrec.data.sources.cache import RECORD, cache_lock, cache_root, read_record, write_record
-from distilrec.data.sources.catalogue import LLMS, Llm
 from distilrec.data.sources.download import from_wheel, reachable
+from distilrec.data.sources.entries import Llm
+from distilrec.data.sources.llms import LLMS
 from distilrec.errors import ChecksumError, FetchError, InputError
 from distilrec.files import need_space, sha256_file
 from distilrec.progress import console, say

@@ -38,7 +38,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
-from distilrec.config import Settings
+from distilrec.settings import Settings
 
 Floats = npt.NDArray[np.float64]
 
