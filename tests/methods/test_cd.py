@@ -14,12 +14,15 @@ from torch import Tensor
 from distilrec.config import LossSettings
 from distilrec.data.batching import Batch
 from distilrec.errors import ConfigError, InputError
-from distilrec.knowledge.store import NOTHING, Knowledge
+from distilrec.knowledge.store import Knowledge
 from distilrec.losses.objective import Objective
 from distilrec.methods.cd import CD, CDSettings
 from distilrec.methods.drawing import draw, listed_among
 from distilrec.methods.plain import Plain, PlainSettings
 from distilrec.settings import checked
+from fixtures_rankings import batch as batch_of
+from fixtures_rankings import knowledge as said_by
+from fixtures_rankings import student as student_of
 
 N_ITEMS, WIDTH = 12, 5
 LISTS = {2: [3, 1, 7, 9], 3: [5], 5: [0, 8], 9: [4, 2, 6, 11]}
@@ -28,23 +31,15 @@ OTHERS = torch.tensor([3, 10, 0, 10, 6])  # some on a list, one drawn twice
 
 
 def knowledge(lists: dict[int, list[int]] = LISTS, scores: dict[int, list[float]] = SCORES, pad: int = 0) -> Knowledge:
-    width = max(len(row) for row in lists.values())
-    items = [row + [pad] * (width - len(row)) for row in lists.values()]
-    filled = [row + [NOTHING] * (width - len(row)) for row in scores.values()]
-    return Knowledge({}, np.array(list(lists)), np.array(items), np.array(filled, dtype=np.float32), None)
+    return said_by(pad, lists, scores)
 
 
 def batch(examples: Sequence[int] = (1, 2, 3, 4, 5, 9, 99), targets: Sequence[int] = (1, 7, 2, 6, 3, 10, 0)) -> Batch:
-    """Examples 1, 4 and 99 were not asked about: before, between and behind those that were."""
-    unused = torch.zeros(1, dtype=torch.int64)
-    return Batch(unused, unused, unused, torch.tensor(targets), torch.tensor(examples))
+    return batch_of(examples, targets)
 
 
-def student(total: int = 7, seed: int = 5) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    states = torch.randn(total, WIDTH, dtype=torch.float64, generator=generator, requires_grad=True)
-    table = torch.randn(N_ITEMS, WIDTH, dtype=torch.float64, generator=generator, requires_grad=True)
-    return states, table
+def student(total: int = 7) -> tuple[Tensor, Tensor]:
+    return student_of(total, N_ITEMS, WIDTH)
 
 
 def method(said: Knowledge | None = None, **changes: object) -> CD:

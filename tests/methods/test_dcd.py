@@ -12,11 +12,15 @@ from torch import Tensor
 from distilrec.config import LossSettings
 from distilrec.data.batching import Batch
 from distilrec.errors import ConfigError, InputError
-from distilrec.knowledge.store import NOTHING, Knowledge
+from distilrec.knowledge.store import Knowledge
 from distilrec.losses.objective import Objective
 from distilrec.methods.dcd import DCD, DCDSettings, above, list_loss, student_ranks, tied_ranks
 from distilrec.methods.plain import Plain, PlainSettings
 from distilrec.settings import checked
+from fixtures_rankings import batch as batch_of
+from fixtures_rankings import knowledge as said_by
+from fixtures_rankings import same_with_gradients
+from fixtures_rankings import student as student_of
 
 N_ITEMS, WIDTH = 12, 5
 # No item stands at the same place of two lists, so that the teacher's order of examples has no ties but at its end.
@@ -25,25 +29,17 @@ EVERYTHING = {"under": 99, "over": 99, "sampled": 99, "items": 999, "states": 99
 
 
 def knowledge(lists: dict[int, list[int]] = LISTS, pad: int = 0) -> Knowledge:
-    width = max(len(row) for row in lists.values())
-    items = [row + [pad] * (width - len(row)) for row in lists.values()]
-    scores = [[0.0] * len(row) + [NOTHING] * (width - len(row)) for row in lists.values()]
-    return Knowledge({}, np.array(list(lists)), np.array(items), np.array(scores, dtype=np.float32), None)
+    return said_by(pad, lists)
 
 
 def batch(
     examples: Sequence[int] = (1, 2, 3, 4, 5, 9, 12, 99), targets: Sequence[int] = (1, 7, 2, 6, 3, 8, 5, 0)
 ) -> Batch:
-    """Examples 1, 4 and 99 were not asked about: before, between and behind those that were."""
-    unused = torch.zeros(1, dtype=torch.int64)
-    return Batch(unused, unused, unused, torch.tensor(targets), torch.tensor(examples))
+    return batch_of(examples, targets)
 
 
-def student(total: int = 8, seed: int = 5) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    states = torch.randn(total, WIDTH, dtype=torch.float64, generator=generator, requires_grad=True)
-    table = torch.randn(N_ITEMS, WIDTH, dtype=torch.float64, generator=generator, requires_grad=True)
-    return states, table
+def student(total: int = 8) -> tuple[Tensor, Tensor]:
+    return student_of(total, N_ITEMS, WIDTH)
 
 
 def method(said: Knowledge | None = None, **changes: object) -> DCD:
@@ -158,13 +154,7 @@ def test_loss_and_gradients_equal_the_equations(side: str) -> None:
     }[side]()  # fmt: skip
     parts = method(weight=2.0, **weights, **EVERYTHING).loss(batch(), states, table)
     assert wanted > 0.1
-    torch.testing.assert_close(parts["ranking"], wanted)
-    for found, right in zip(
-        torch.autograd.grad(parts["ranking"], (states, table)),
-        torch.autograd.grad(wanted, (states, table)),
-        strict=True,
-    ):
-        torch.testing.assert_close(found, right)
+    same_with_gradients(parts["ranking"], wanted, (states, table))
     torch.testing.assert_close(parts["target"], torch.nn.functional.cross_entropy(states @ table.T, batch().targets))
 
 

@@ -20,7 +20,17 @@ from distilrec.losses.objective import Objective
 from distilrec.methods import rrd
 from distilrec.methods.rrd import RRD, RRDSettings, draw_in_order, list_costs
 from distilrec.settings import checked
-from fixtures_rankings import LOSSES, N_ITEMS, TARGETS, batch, knowledge, student, with_negatives
+from fixtures_rankings import (
+    LOSSES,
+    N_ITEMS,
+    TARGETS,
+    batch,
+    deaf_behind_the_ends,
+    knowledge,
+    plain_to_the_bit,
+    student,
+    with_negatives,
+)
 
 SETTINGS: list[dict[str, Any]] = [
     {},
@@ -184,16 +194,7 @@ def test_every_setting_counts() -> None:
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_weight_zero_is_the_plain_method_to_the_bit(loss: str) -> None:
-    method = RRD(RRDSettings(weight=0), None)
-    method.objective = Objective(LossSettings(name=loss, negatives=4), torch.arange(1, N_ITEMS + 1))
-    asked = with_negatives(method, batch())
-    states, table = student()
-    before = torch.get_rng_state()
-    parts, plain = method.loss(asked, states, table), method.objective(asked, states, table)
-    assert torch.equal(torch.get_rng_state(), before)
-    assert {name: part.item() for name, part in parts.items()} == {name: part.item() for name, part in plain.items()}
-    found = [torch.autograd.grad(sum(one.values()), (states, table)) for one in (parts, plain)]
-    assert all(torch.equal(first, second) for first, second in zip(*found, strict=True))
+    plain_to_the_bit(RRD(RRDSettings(weight=0), None), loss)
 
 
 @pytest.mark.parametrize("changes", SETTINGS)
@@ -211,16 +212,7 @@ def test_what_was_not_asked_costs_only_its_target(changes: dict[str, Any]) -> No
 
 @pytest.mark.parametrize("changes", SETTINGS)
 def test_what_stands_behind_an_end_is_never_looked_at(changes: dict[str, Any]) -> None:
-    found = []
-    for filler in (0, 11):
-        torch.manual_seed(0)
-        states, table = student()
-        parts = method_of(changes, knowledge(filler)).loss(batch(), states, table)
-        gradients = torch.autograd.grad(sum(parts.values()), (states, table))
-        found.append([*(part.detach() for part in parts.values()), *gradients])
-    for first, second in zip(*found, strict=True):
-        assert torch.isfinite(first).all()
-        torch.testing.assert_close(first, second)
+    deaf_behind_the_ends(lambda said: method_of(changes, said))
 
 
 @pytest.mark.parametrize("spread", [1.0, 300.0])

@@ -20,7 +20,7 @@ from distilrec.losses.objective import Objective
 from distilrec.methods import soft_labels
 from distilrec.methods.soft_labels import SoftLabels, SoftLabelsSettings, entropy, listed_divergence
 from distilrec.settings import checked
-from fixtures_rankings import LISTS, LOSSES, N_ITEMS, student, with_negatives
+from fixtures_rankings import LISTS, LOSSES, N_ITEMS, deaf_behind_the_ends, plain_to_the_bit, student, with_negatives
 
 SETTINGS: list[dict[str, Any]] = [
     {},
@@ -177,14 +177,7 @@ def test_every_setting_counts(over: str) -> None:
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_weight_zero_is_the_plain_method_to_the_bit(loss: str) -> None:
-    method = SoftLabels(SoftLabelsSettings(weight=0), None)
-    method.objective = Objective(LossSettings(name=loss, negatives=4), torch.arange(1, N_ITEMS + 1))
-    asked = with_negatives(method, batch())
-    states, table = student()
-    parts, plain = method.loss(asked, states, table), method.objective(asked, states, table)
-    assert {name: part.item() for name, part in parts.items()} == {name: part.item() for name, part in plain.items()}
-    found = [torch.autograd.grad(sum(one.values()), (states, table)) for one in (parts, plain)]
-    assert all(torch.equal(first, second) for first, second in zip(*found, strict=True))
+    plain_to_the_bit(SoftLabels(SoftLabelsSettings(weight=0), None), loss)
 
 
 @pytest.mark.parametrize("changes", SETTINGS)
@@ -201,15 +194,7 @@ def test_what_was_not_asked_costs_only_its_target(changes: dict[str, Any]) -> No
 
 @pytest.mark.parametrize("changes", SETTINGS)
 def test_what_stands_behind_an_end_is_never_looked_at(changes: dict[str, Any]) -> None:
-    found = []
-    for filler in (0, 11):
-        states, table = student()
-        parts = method_of(changes, knowledge(filler=filler)).loss(batch(), states, table)
-        gradients = torch.autograd.grad(sum(parts.values()), (states, table))
-        found.append([*(part.detach() for part in parts.values()), *gradients])
-    for first, second in zip(*found, strict=True):
-        assert torch.isfinite(first).all()
-        torch.testing.assert_close(first, second)
+    deaf_behind_the_ends(lambda said: method_of(changes, said), lambda filler: knowledge(filler=filler))
 
 
 @given(st.lists(st.floats(-30, 30), min_size=1, max_size=6), st.floats(-5, 5))
