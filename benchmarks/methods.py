@@ -11,8 +11,9 @@ never occur in training counted. A killed training resumes. The ranks of a done 
 that the table may be filled by and by: a row of an earlier report stays until as many seeds of it are kept. A figure is the mean over
 users of the mean over seeds, its interval a bootstrap over users; p is a Wilcoxon signed-rank test of the users' gains against the
 plain student with the same seeds, corrected after Holm over all rows. `users_and_seeds` says how sure a difference is where the seeds
-are drawn too (`evaluation/crossed.py`).
-Ablations are tested against the whole method.
+are drawn too (`evaluation/crossed.py`). Ablations are tested against the whole method, and a student that names another under
+`against` is tested against that one's plain training: a width that pays with a teacher only must not be held against its own worse
+plain self.
 """
 
 import argparse
@@ -102,6 +103,7 @@ def configuration(name: str, student: str, method: str, seed: int, data: Path, a
     content = settings_of(name)
     students, methods, ablations, _ = (content.pop(key) for key in _NOT_OF_A_RUN)
     own = dict(students[student] or {})
+    own.pop("against", None)
     content["train"] = {**content["train"], **own.pop("train", {})}
     content["student"] = {"name": student, **own}
     content["method"] = {"name": method, **(methods[method] or {}), **(ablations[ablation] if ablation else {})}
@@ -154,7 +156,8 @@ def place(cell: Cell, arguments: argparse.Namespace) -> tuple[Path, Any]:
             "teacher_train": of_teacher,
             "method": [method, methods[method], ablations[ablation] if ablation else None],
         }
-    content["cell"] = [student, students[student], seed]
+    of_student = {key: value for key, value in (students[student] or {}).items() if key != "against"}
+    content["cell"] = [student, of_student, seed]
     file = f"{name}-{student}-{ablation or method}-{seed}.npz".replace(" ", "_")
     return arguments.out.parent / "ranks" / arguments.out.stem / file, content
 
@@ -167,22 +170,23 @@ def report(arguments: argparse.Namespace) -> None:
             found.setdefault(cell[:4], {})[cell[4]] = (one[0]["test"], one[1])
     rows, ablations, comparisons = [], [], []
     for (name, student, method, ablation), by_seed in found.items():
-        against = found.get((name, student, "plain" if ablation is None else "dllm2rec", None), {})
+        base = base_of(name, student)
+        against = found.get((name, base, "plain", None) if ablation is None else (name, student, "dllm2rec", None), {})
         seeds = sorted(set(by_seed) & set(against)) or sorted(by_seed)
         row = {
             "dataset": name, "student": student, "method": method, **({"ablation": ablation} if ablation else {}),
+            **({"against": base} if base != student else {}),
             **figures([by_seed[seed][0] for seed in seeds]), "seeds": seeds,
             "best_epochs": [by_seed[seed][1]["best_epoch"] for seed in seeds],
             "valid": [round(by_seed[seed][1]["valid"], 5) for seed in seeds],
             "settings": configuration(name, student, method, seeds[0], arguments.data, ablation).method.settings(),
         }  # fmt: skip
-        if set(seeds) <= set(against) and (method != "plain" or ablation):
+        if set(seeds) <= set(against) and (method, student) != ("plain", base):
             sides = [Side("other", [by_seed[seed][0] for seed in seeds])]
-            gaps = compare(Side("base", [against[seed][0] for seed in seeds]), sides, TESTED)
-            comparisons.extend((row, gap) for gap in gaps)
-            base, own = Side("base", [against[seed][0] for seed in seeds]), sides[0]
+            under = Side("base", [against[seed][0] for seed in seeds])
+            comparisons.extend((row, gap) for gap in compare(under, sides, TESTED))
             row["users_and_seeds"] = {
-                metric: asdict(crossed(base, own, metric, spread=spread_over(found, name, student, metric)))
+                metric: asdict(crossed(under, sides[0], metric, spread=spread_over(found, name, student, metric)))
                 for metric in TESTED
             }
         (ablations if ablation else rows).append(row)
@@ -197,8 +201,14 @@ def report(arguments: argparse.Namespace) -> None:
         say(f"{row['dataset']} {row['student']} {row.get('ablation', row['method'])} x{len(row['seeds'])}: {shown}{p}")
 
 
+def base_of(name: str, student: str) -> str:
+    """Return the student whose plain training a student is tested against: its own, unless the file names another."""
+    own: dict[str, Any] = settings_of(name)["students"][student] or {}
+    return str(own.get("against", student))
+
+
 def merged(earlier: list[dict[str, Any]], made: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return rows in their order, those of an earlier report where it has more seeds."""
+    """Return rows, those of an earlier report where it has more seeds; students and methods in the order of the settings."""
 
     def key(row: dict[str, Any]) -> tuple[str, ...]:
         return row["dataset"], row["student"], row["method"], row.get("ablation", "")
@@ -207,7 +217,8 @@ def merged(earlier: list[dict[str, Any]], made: list[dict[str, Any]]) -> list[di
     for row in made:
         if key(row) not in found or len(found[key(row)]["seeds"]) <= len(row["seeds"]):
             found[key(row)] = row
-    return list(found.values())
+    places = {name: [*settings_of(name)["students"]] for name in {row["dataset"] for row in found.values()}}
+    return sorted(found.values(), key=lambda row: (row["dataset"], places[row["dataset"]].index(row["student"])))
 
 
 def spread_over(found: Any, name: str, student: str, metric: str) -> SeedSpread | None:

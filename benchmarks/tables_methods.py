@@ -18,15 +18,17 @@ def results_table(rows: list[dict[str, Any]]) -> str:
     by_key = {(row["dataset"], row["student"], row["method"]): row for row in rows}
     seeds = set()
     for (dataset, student, method), row in by_key.items():
-        plain = by_key.get((dataset, student, "plain"))
+        plain = by_key.get((dataset, row.get("against", student), "plain"))
         if method != "dllm2rec" or plain is None or min(len(row["seeds"]), len(plain["seeds"])) < 3:
             continue
         seeds.add(len(row["seeds"]))
         gain = row["metrics"]["ndcg@10"] / (row["metrics"]["ndcg@10"] - row["difference"]["ndcg@10"]) - 1
-        for one, said in ((plain, "| |"), (row, f"| {gain:+.1%} | {row['users_and_seeds']['ndcg@10']['p']:.2g} |")):
+        said = {id(plain): "| |", id(row): f"| {gain:+.1%} | {row['users_and_seeds']['ndcg@10']['p']:.2g} |"}
+        for one in (row,) if "against" in row else (plain, row):  # that plain one stands above it already
             how = "alone" if one is plain else "with an LLM teacher (dllm2rec)"
             cells = (DATASETS[dataset], student, how, interval(one, "hr@10"), interval(one, "ndcg@10"))
-            lines.append(f"| {' | '.join(cells)} {said}")
+            lines.append(f"| {' | '.join(cells)} {said[id(one)]}")
+    lines += others_plain(rows)
     lines += [
         "",
         f"{' or '.join(map(str, sorted(seeds)))} seeds; teacher: E4SRec on eight layers of SmolLM2-135M. Trained on the training part "
@@ -182,6 +184,14 @@ def method_tables(figures: dict[str, Any]) -> dict[str, str]:
     return found
 
 
+def others_plain(rows: list[dict[str, Any]]) -> list[str]:
+    """Return a note on students that are tested against the plain training of another."""
+    others = sorted({(row["student"], row["against"]) for row in rows if "against" in row})
+    return [
+        line for one, base in others for line in ("", f"{one} is held against plain {base}, the better plain student.")
+    ]
+
+
 def method_table(rows: list[dict[str, Any]], against: str = "the plain student") -> str:
     """Return rows of students under methods, and what they are above the plain one."""
     lines = [
@@ -199,6 +209,7 @@ def method_table(rows: list[dict[str, Any]], against: str = "the plain student")
             f"| {DATASETS[row['dataset']]} | {row['student']} | {row.get('ablation', row['method'])} | {len(row['seeds'])} "
             f"| {interval(row, 'hr@10')} | {interval(row, 'ndcg@10')} | {gain} | {p} |"
         )
+    lines += others_plain(rows)
     if any(len(row["seeds"]) == 1 for row in rows):
         lines += [
             "",

@@ -1,6 +1,7 @@
 """Shared by tests of methods that learn from rankings: lists of a teacher, a batch over them, a student in float64, claims."""
 
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from distilrec.methods.base import Method
 N_ITEMS, WIDTH = 15, 6
 LISTS = {2: [3, 1, 7, 9, 12], 3: [5], 5: [0, 8, 14], 8: [11, 4, 2, 6, 13], 9: [10, 9]}
 TARGETS = {1: 4, 2: 7, 3: 5, 4: 0, 5: 6, 8: 11, 9: 9, 99: 2}  # of 2, 3, 8 and 9 it is on the teacher's list
+M = TypeVar("M", bound=Method)
 LOSSES = ("ce", "dro", "bce", "sampled_softmax")
 
 
@@ -42,6 +44,13 @@ def student(total: int = 8, n_items: int = N_ITEMS, width: int = WIDTH) -> tuple
     states = torch.randn(total, width, dtype=torch.float64, generator=generator, requires_grad=True)
     table = torch.randn(n_items, width, dtype=torch.float64, generator=generator, requires_grad=True)
     return states, table
+
+
+def made(kind: type[M], changes: dict[str, Any], said: Knowledge | None = None, loss: str = "ce") -> M:
+    """Return a method with these settings, a teacher's lists and the student's loss put in."""
+    method = kind(kind.Settings.model_validate(changes), said if said is not None else knowledge())
+    method.objective = Objective(LossSettings(name=loss, negatives=4), torch.arange(1, N_ITEMS + 1))
+    return method
 
 
 def with_negatives(method: Method, asked: Batch) -> Batch:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from distilrec.config import LossSettings
 from distilrec.data.batching import Batch
 from distilrec.errors import ConfigError, InputError
 from distilrec.knowledge.store import NOTHING, Knowledge
-from distilrec.losses.objective import Objective
 from distilrec.methods import rd
 from distilrec.methods.rd import RD, RDSettings, estimated_ranks, normalised
 from distilrec.settings import checked
@@ -25,6 +24,7 @@ from fixtures_rankings import (
     batch,
     deaf_behind_the_ends,
     knowledge,
+    made,
     plain_to_the_bit,
     student,
     with_negatives,
@@ -43,10 +43,7 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
-def method_of(changes: dict[str, Any], said: Knowledge | None = None, loss: str = "ce") -> RD:
-    method = RD(RDSettings.model_validate(changes), said if said is not None else knowledge())
-    method.objective = Objective(LossSettings(name=loss, negatives=4), torch.arange(1, N_ITEMS + 1))
-    return method
+method_of = partial(made, RD)
 
 
 def samples_of(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:

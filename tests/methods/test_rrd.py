@@ -3,6 +3,7 @@
 import itertools
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from distilrec.config import LossSettings
 from distilrec.data.batching import Batch
 from distilrec.errors import ConfigError, InputError
 from distilrec.knowledge.store import NOTHING, Knowledge
-from distilrec.losses.objective import Objective
 from distilrec.methods import rrd
 from distilrec.methods.rrd import RRD, RRDSettings, draw_in_order, list_costs
 from distilrec.settings import checked
@@ -27,6 +26,7 @@ from fixtures_rankings import (
     batch,
     deaf_behind_the_ends,
     knowledge,
+    made,
     plain_to_the_bit,
     student,
     with_negatives,
@@ -41,10 +41,7 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
-def method_of(changes: dict[str, Any], said: Knowledge | None = None, loss: str = "ce") -> RRD:
-    method = RRD(RRDSettings.model_validate(changes), said if said is not None else knowledge())
-    method.objective = Objective(LossSettings(name=loss, negatives=4), torch.arange(1, N_ITEMS + 1))
-    return method
+method_of = partial(made, RRD)
 
 
 def drawn_by(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
