@@ -106,6 +106,7 @@ def content_of(name: str, variant: str) -> dict[str, Any]:
     own = dict(variants[variant] or {})
     if variant == ONCE:
         return {**content, **own}
+    content["student"] = {**content["student"], **own.pop("student", {})}
     content["method"] = {**content["method"], **own}
     return content
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from distilrec.config import Config
 from distilrec.errors import ConfigError, FingerprintError, InputError
 from distilrec.evaluation.rank import target_ranks
+from distilrec.methods.llmd4rec import LLMD4RecSettings
 from distilrec.pipeline import Pipeline, alternating
 from distilrec.pipeline.alternating import Alternation
 from distilrec.settings import checked
@@ -87,7 +88,7 @@ def test_every_setting_matters(
         {"teacher_temperature": 2.0}, {"student_temperature": 2.0}, {"teacher_temperature": 2.0, "squared": True},
         {"told": "first", "top_k": 3}, {"told": "first", "top_k": 4},
         {"embedding_weight": 0.5, "vector_width": 4}, {"embedding_weight": 0.5, "vector_width": 3},
-        {"embedding_weight": 0.5, "vector_width": 4, "whiten": 1.0},
+        {"embedding_weight": 0.5, "vector_width": 4, "whiten": 1.0}, {"student_anew": True},
     ]  # fmt: skip
     found = set()
     for number, change in enumerate(changes):
@@ -109,6 +110,27 @@ def test_rounds_from_the_plain_student_are_those_from_one_trained_like_it(
     for one, other in zip(shared.students, own.students, strict=True):
         ours, theirs = (load_file(half.made.folder / "model.safetensors") for half in (one, other))
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_a_student_that_begins_anew_is_one_that_never_was_anything_else(
+    settings: dict[str, Any], tmp_path: Path, tiny_llm: Path
+) -> None:
+    run = pipeline(settings, tmp_path / "run", tiny_llm, "conventional", student_anew=True)
+    course, rounds = run.alternation.course, run.alternation
+    for half, teacher in zip(course.students[1:], course.teachers, strict=True):
+        student, method = rounds._new_student()
+        method.learn_from(rounds._peer(run.teaching.restored(teacher.made)(), teacher.made))
+        folder = tmp_path / f"alone-{half.number}"
+        folder.mkdir()
+        seed = rounds._seed(half.number)
+        rounds._fit_student(student, method, rounds._learning, folder, "", "alone", None, seed)
+        ours, theirs = (load_file(one / "model.safetensors") for one in (half.made.folder, folder))
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_a_setting_that_came_later_leaves_the_identity_of_earlier_runs_alone() -> None:
+    assert LLMD4RecSettings(student_anew=True).model_dump()["student_anew"]
+    assert "student_anew" not in LLMD4RecSettings().model_dump()
 
 
 def test_a_teacher_may_start_on_the_targets_alone(settings: dict[str, Any], tmp_path: Path, tiny_llm: Path) -> None:

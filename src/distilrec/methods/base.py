@@ -23,7 +23,8 @@ class Rounds:
 
     `refresh`: whether the teacher reads the student's present item vectors in each round, not only in the first.
     `teacher_start_epochs`: at most so many epochs the teacher trains on the targets alone, before the first round. `student_first`:
-    whether a round begins with the student's half-step.
+    whether a round begins with the student's half-step. `student_anew`: whether the student begins each half-step from new
+    weights, not from where it was.
     """
 
     count: int
@@ -32,6 +33,7 @@ class Rounds:
     refresh: bool = True
     teacher_start_epochs: int = 0
     student_first: bool = False
+    student_anew: bool = False
 
 
 class Method(nn.Module, ABC):

@@ -10,8 +10,9 @@ Deviations: the weight lambda of each divergence and the T^2 scale are ours (the
 of a user's own history are taken out of the distribution that is taught where they are never recommended (`evaluate.filter_seen`).
 Each half-step keeps its best epoch on validation, or its start where no epoch is better, and the best round of each side is kept.
 The source is silent on how either side starts: `teacher_start_epochs` trains the teacher on the targets alone first, as the student
-is, and `student_first` then lets the student learn before the teacher does. A teacher that only ranks, or that cannot be trained,
-is asked once: the student then learns from its stored rankings.
+is, and `student_first` then lets the student learn before the teacher does. `student_anew`, ours, begins each of the student's
+half-steps from new weights: what it learnt by heart before the teacher spoke does not hold it where it is. A teacher that only
+ranks, or that cannot be trained, is asked once: the student then learns from its stored rankings.
 """
 
 from typing import Literal
@@ -34,6 +35,7 @@ class LLMD4RecSettings(Settings):
 
     `rounds`: at most so many; they end when one helps neither side. `teacher_start_epochs`: most epochs of the teacher on the
     targets alone before the first round; after one, a round may begin with the student's half-step (`student_first`).
+    `student_anew`: the student begins each half-step from new weights; give it as many `student_epochs` as a training takes.
     `teacher_epochs`, `student_epochs`: most epochs of a half-step. `teacher_temperature` is T1, `student_temperature` T2; `squared`
     multiplies a divergence by T^2. `teacher_weight`, `student_weight`: lambda of the teacher's and of the student's divergence; a
     `teacher_weight` of 0 is one-way: the teacher trains on the targets alone. `sample_weights`: w1 and w2, else 1. `refresh`: put
@@ -45,6 +47,9 @@ class LLMD4RecSettings(Settings):
     rounds: int = Field(3, ge=1)
     teacher_start_epochs: int = Field(0, ge=0)
     student_first: bool = False
+    student_anew: bool = Field(
+        False, exclude_if=lambda wanted: not wanted
+    )  # not in the identity of runs from before it
     teacher_epochs: int = Field(1, ge=1)
     student_epochs: int = Field(6, ge=1)
     teacher_temperature: float = Field(1.0, gt=0)
@@ -148,6 +153,7 @@ class LLMD4Rec(Learner):
             settings.refresh,
             settings.teacher_start_epochs,
             settings.student_first,
+            settings.student_anew,
         )
 
     def item_embedding(self, table: nn.Module) -> nn.Module:

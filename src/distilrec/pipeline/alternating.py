@@ -62,7 +62,7 @@ class Alternation:
     def course(self) -> Course[Stage]:
         """Every half-step, done."""
         start = self._start()
-        rounds = self.rounds.count if self._led is None else self._led.course.rounds
+        rounds = self.rounds.count if self._led is None else min(self.rounds.count, self._led.course.rounds)
         measured = start, load_fit(start.folder).best
         course = alternate(
             rounds,
@@ -167,9 +167,10 @@ class Alternation:
     def _learn(self, number: int, teacher: Stage, before: Stage) -> tuple[Stage, float]:
         """Train the student for one half-step."""
         run = self.run
+        start = None if self.rounds.student_anew else before
         inputs = {
             **run.student_inputs(self._learning), **self._of_method(),
-            "before": before.key, "teacher": teacher.key, "round": number,
+            "before": None if start is None else start.key, "teacher": teacher.key, "round": number,
         }  # fmt: skip
 
         def work(folder: Path, key: str) -> None:
@@ -182,7 +183,7 @@ class Alternation:
                 folder,
                 key,
                 f"train student, round {number}",
-                before,
+                start,
                 self._seed(number),
             )
 
