@@ -13,6 +13,7 @@ from distilrec.files import hash_json, read_json, write_json
 from distilrec.progress import first_process, say
 
 _MARK = "stage.json"
+_CLOCK = "clock.json"  # while the work is under way
 _POLL_SECONDS = 0.2
 
 
@@ -24,7 +25,7 @@ class Stage:
         name: data, student, teacher, knowledge, distilled or evaluate.
         key: hash of its inputs and settings.
         folder: what it wrote.
-        seconds: how long the work took (the last part of it, if it was resumed).
+        seconds: how long the work took; of a part that was killed, up to the last file that it wrote.
         cached: whether it was found done.
         peak_rss_mb: largest resident memory of the process that did it, until then.
     """
@@ -65,11 +66,14 @@ def stage(
         return Stage(name, key, folder, found["seconds"], True, found["peak_rss_mb"])
     say(f"{name}: {'going on' if folder.exists() else 'starting'} in {folder}")
     folder.mkdir(parents=True, exist_ok=True)
+    earlier = _killed_seconds(folder)
+    write_json(folder / _CLOCK, {"earlier": earlier, "started": time.time()})
     started = time.monotonic()
     work(folder, key)
-    done = Stage(name, key, folder, time.monotonic() - started, False, peak_rss_mb())
+    done = Stage(name, key, folder, earlier + time.monotonic() - started, False, peak_rss_mb())
     write_json(mark, {**asdict(done), "folder": folder.name, "inputs": inputs})
-    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+    for temporary in ("checkpoint.safetensors", _CLOCK):
+        (folder / temporary).unlink(missing_ok=True)
     say(f"{name}: done in {done.seconds:.1f} s")
     return done
 
@@ -77,6 +81,16 @@ def stage(
 def stage_folder(root: Path, name: str, inputs: dict[str, Any]) -> Path:
     """Return the folder of a stage with these inputs."""
     return root / f"{name}-{_key(name, inputs)[:10]}"
+
+
+def _killed_seconds(folder: Path) -> float:
+    """Return how long earlier parts of the work in a folder took that were killed, each up to the last file that it wrote."""
+    clock = folder / _CLOCK
+    if not clock.exists():
+        return 0.0
+    found = read_json(clock)
+    last = max(path.stat().st_mtime for path in folder.rglob("*") if path.is_file())
+    return float(found["earlier"]) + max(0.0, last - float(found["started"]))
 
 
 def _key(name: str, inputs: dict[str, Any]) -> str:
