@@ -5,15 +5,15 @@
     python benchmarks/methods.py train --students sasrec --seeds 42 --share 0/2 --threads 1    # and 1/2 beside it: faster
     python benchmarks/methods.py report                     # results/dllm2rec.json, of the cells that are kept
 
-Settings: configs/dllm2rec/DATASET.yaml. A cell is a data set, a student, a method and a seed; it is trained on the training part,
-its best epoch picked on validation, and ranks the whole catalogue for every test user, items of the history taken out, targets that
-never occur in training counted. A killed training resumes. The ranks of a done one are kept in results/ranks/dllm2rec/ (`kept.py`), so
-that the table may be filled by and by: a row of an earlier report stays until as many seeds of it are kept. A figure is the mean over
-users of the mean over seeds, its interval a bootstrap over users; p is a Wilcoxon signed-rank test of the users' gains against the
-plain student with the same seeds, corrected after Holm over all rows. `users_and_seeds` says how sure a difference is where the seeds
-are drawn too (`evaluation/crossed.py`). Ablations are tested against the whole method, and a student that names another under
-`against` is tested against that one's plain training: a width that pays with a teacher only must not be held against its own worse
-plain self.
+Settings: configs/dllm2rec/DATASET.yaml. A cell is a data set, a student, a method and a seed; it is trained on the training
+part, its best epoch picked on validation, and ranks the whole catalogue for every test user, items of the history taken out,
+targets that never occur in training counted. A killed training resumes. The ranks of a done one are kept in
+results/ranks/dllm2rec/ (`kept.py`), so that the table may be filled by and by: a row of an earlier report stays, and is marked
+`earlier`, until as many seeds of it are kept. A figure is the mean over users of the mean over seeds, its interval a bootstrap
+over users; p is a Wilcoxon signed-rank test of the users' gains against the plain student with the same seeds, corrected after
+Holm over all rows. `users_and_seeds` says how sure a difference is where the seeds are drawn too (`evaluation/crossed.py`).
+Ablations are tested against the whole method, and a student that names another under `against` is tested against that one's
+plain training: a width that pays with a teacher only must not be held against its own worse plain self.
 """
 
 import argparse
@@ -208,12 +208,12 @@ def base_of(name: str, student: str) -> str:
 
 
 def merged(earlier: list[dict[str, Any]], made: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return rows, those of an earlier report where it has more seeds; students and methods in the order of the settings."""
+    """Return rows by data set and student, those of an earlier report where it has more seeds."""
 
     def key(row: dict[str, Any]) -> tuple[str, ...]:
         return row["dataset"], row["student"], row["method"], row.get("ablation", "")
 
-    found = {key(row): row for row in earlier}
+    found = {key(row): {**row, "earlier": True} for row in earlier}
     for row in made:
         if key(row) not in found or len(found[key(row)]["seeds"]) <= len(row["seeds"]):
             found[key(row)] = row
