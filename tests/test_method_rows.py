@@ -1,0 +1,70 @@
+"""Rows of the table of methods: which stay from an earlier report, and what a student is held against."""
+
+from typing import Any
+
+import pytest
+
+import methods  # the benchmark
+from methods import base_of, configuration, merged
+from tables_methods import method_table, results_table
+
+SETTINGS = {"students": {"sasrec": None, "wide": {"name": "sasrec", "hidden_size": 8, "against": "sasrec"}, "dros": {}}}
+
+
+@pytest.fixture(autouse=True)
+def own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(methods, "settings_of", lambda name: SETTINGS)
+
+
+def row(student: str, method: str, seeds: int, value: float, base: float | None = None, **more: Any) -> dict[str, Any]:
+    cells = dict.fromkeys(("hr@10", "ndcg@10"), value)
+    made = {"dataset": "amazon-beauty", "student": student, "method": method, "seeds": list(range(seeds))}
+    made |= {"metrics": cells, "ci95": {metric: [value, value] for metric in cells}, **more}
+    if base is not None:
+        made |= {"difference": {"ndcg@10": value - base}, "p_value": {"ndcg@10": 0.01}}
+        made["users_and_seeds"] = {"ndcg@10": {"p": 0.02}}
+    return made
+
+
+def test_an_earlier_row_stays_until_as_many_seeds_are_there() -> None:
+    earlier = [row("dros", "plain", 3, 0.1), row("sasrec", "plain", 3, 0.2), row("sasrec", "rd", 1, 0.3)]
+    made = [row("sasrec", "rd", 1, 0.4), row("sasrec", "plain", 2, 0.5), row("wide", "rd", 1, 0.6)]
+    found = [
+        (one["student"], one["method"], one["metrics"]["hr@10"], "earlier" in one) for one in merged(earlier, made)
+    ]
+    assert found == [
+        ("sasrec", "plain", 0.2, True), ("sasrec", "rd", 0.4, False), ("wide", "rd", 0.6, False), ("dros", "plain", 0.1, True),
+    ]  # fmt: skip
+
+
+def test_a_student_is_held_against_its_own_plain_training_or_the_one_it_names() -> None:
+    assert [base_of("any", student) for student in SETTINGS["students"]] == ["sasrec", "sasrec", "dros"]
+
+
+def test_a_gain_is_over_the_plain_student_that_was_tested_against() -> None:
+    rows = [
+        row("sasrec", "plain", 3, 0.1), row("sasrec", "dllm2rec", 3, 0.11, base=0.1),
+        row("wide", "plain", 3, 0.05, base=0.1, against="sasrec"),
+        row("wide", "dllm2rec", 3, 0.12, base=0.1, against="sasrec"),
+    ]  # fmt: skip
+    brief = results_table(rows).splitlines()
+    assert [line.split(" | ")[1:3] for line in brief if "sasrec" in line or "wide" in line][:3] == [
+        ["sasrec", "alone"],
+        ["sasrec", "with an LLM teacher (dllm2rec)"],
+        ["wide", "with an LLM teacher (dllm2rec)"],
+    ]
+    assert "+20.0%" in next(line for line in brief if "wide" in line)
+    whole = method_table(rows)
+    assert "+20.0%" in next(line for line in whole.splitlines() if "wide | dllm2rec" in line)
+    for table in ("\n".join(brief), whole):
+        assert "wide is held against plain sasrec" in table
+
+
+def test_what_a_student_is_held_against_is_no_setting_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    content = {
+        **SETTINGS, "data": {"interactions": "log.csv", "items": "items.csv"}, "train": {"epochs": 2}, "methods": {"plain": None},
+        "ablations": {}, "teacher_train": {},
+    }  # fmt: skip
+    monkeypatch.setattr(methods, "settings_of", lambda name: dict(content))
+    found = configuration("any", "wide", "plain", 1, tmp_path)
+    assert (found.student.name, found.student.settings()) == ("sasrec", {"hidden_size": 8})
