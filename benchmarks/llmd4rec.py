@@ -13,7 +13,8 @@ results/ranks/llmd4rec/ (`kept.py`).
 Figures are means over users of the mean over seeds, with a bootstrap over users. There is a row for every round, and one (`kept`) for
 the round that validation chose, seed by seed. The latter are tested: p is a Wilcoxon signed-rank test of the users' gains against the
 plain student with the same seeds (a teacher: against itself before the rounds; an ablation: against the whole method), corrected after
-Holm over all; `users_and_seeds` is the test of evaluation/crossed.py, where seeds are drawn too.
+Holm over all; `users_and_seeds` is the test of evaluation/crossed.py, where seeds are drawn too. `over_start` is that test against the
+same student before the rounds, which of variants with a table of another kind is not the plain one.
 """
 
 import argparse
@@ -239,13 +240,14 @@ class Table:
         self.rows: list[dict[str, Any]] = []
         self.ablations: list[dict[str, Any]] = []
         self._found: dict[tuple[str, str, str], dict[int, Ranks]] = {}
+        self._starts: dict[tuple[str, str, str], dict[int, Ranks]] = {}
         self._tested: list[tuple[tuple[str, str, str], dict[str, Any]]] = []
 
     def add(
         self, name: str, variant: str, side: str, number: int | str | None, by_seed: dict[int, Ranks],
-        valid: list[float] | None = None,
+        valid: list[float] | None = None, start: dict[int, Ranks] | None = None,
     ) -> None:  # fmt: skip
-        """Append a row, if there are ranks for it."""
+        """Append a row, if there are ranks for it; `start`: those of the same before the rounds, where that is to be tested."""
         if not by_seed:
             return
         row = {"dataset": name, "side": side, "round": number, "variant": variant}
@@ -256,6 +258,8 @@ class Table:
         if number in (None, KEPT):
             self._found[name, variant, side] = by_seed
             self._tested.append(((name, variant, side), row))
+            if start is not None:
+                self._starts[name, variant, side] = start
         elif (variant, side, number) == (WHOLE, "llm", 0):
             self._found[name, PLAIN, side] = by_seed
 
@@ -270,11 +274,18 @@ class Table:
                 continue
             left, right = (Side("", [ranks[seed] for seed in seeds]) for ranks in (base, own))
             comparisons.extend((row, gap) for gap in compare(left, [right], methods.TESTED))
-            row["users_and_seeds"] = {
-                metric: asdict(crossed(left, right, metric, spread=self._spread(name, side, metric)))
-                for metric in methods.TESTED
-            }
+            row["users_and_seeds"] = self._crossed(name, side, left, right)
+            if (start := self._starts.get((name, variant, side))) is not None:
+                before = Side("", [start[seed] for seed in seeds])
+                row["over_start"] = self._crossed(name, side, before, right)
         methods.put_tests(comparisons)
+
+    def _crossed(self, name: str, side: str, left: Side, right: Side) -> dict[str, Any]:
+        """Return the tests of two sides over users and seeds."""
+        return {
+            metric: asdict(crossed(left, right, metric, spread=self._spread(name, side, metric)))
+            for metric in methods.TESTED
+        }
 
     def _spread(self, name: str, side: str, metric: str) -> SeedSpread | None:
         """Return how far seeds of a side lie apart, over all that was trained with several."""
@@ -352,9 +363,11 @@ def add_courses(table: Table, name: str, variant: str, every: dict[int, Kept]) -
                 [course.last(side, number)["valid"] for course in courses.values()],
             )
         by_seed = {seed: course.ranks(side, course.best(side)) for seed, course in courses.items()}
+        start = {seed: course.ranks(side, 0) for seed, course in courses.items()}
+        of_its_own = side == "student" and variant in settings_of(name)["led"]
         table.add(
             name, variant, side, KEPT, by_seed,
-            [course.last(side, course.best(side))["valid"] for course in courses.values()],
+            [course.last(side, course.best(side))["valid"] for course in courses.values()], start if of_its_own else None,
         )  # fmt: skip
 
 
