@@ -192,7 +192,10 @@ def report(arguments: argparse.Namespace) -> None:
         (ablations if ablation else rows).append(row)
     put_tests(comparisons)
     content = read_json(arguments.out) if arguments.out.exists() else {}
-    rows, ablations = (merged(content.get(key, []), made) for key, made in (("rows", rows), ("ablations", ablations)))
+    asked = {cell[:4] for cell in cells(arguments)}
+    rows, ablations = (
+        merged(content.get(key, []), made, asked) for key, made in (("rows", rows), ("ablations", ablations))
+    )
     content |= {"rows": rows, "ablations": ablations, "command": "python benchmarks/methods.py report"}
     write_json(arguments.out, content)
     for row in rows + ablations:
@@ -207,13 +210,15 @@ def base_of(name: str, student: str) -> str:
     return str(own.get("against", student))
 
 
-def merged(earlier: list[dict[str, Any]], made: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return rows by data set and student, those of an earlier report where it has more seeds."""
+def merged(
+    earlier: list[dict[str, Any]], made: list[dict[str, Any]], asked: set[tuple[str, str, str, str | None]]
+) -> list[dict[str, Any]]:
+    """Return rows by data set and student, those of an earlier report where it has more seeds; what was not asked for stays as is."""
 
-    def key(row: dict[str, Any]) -> tuple[str, ...]:
-        return row["dataset"], row["student"], row["method"], row.get("ablation", "")
+    def key(row: dict[str, Any]) -> tuple[str, str, str, str | None]:
+        return row["dataset"], row["student"], row["method"], row.get("ablation")
 
-    found = {key(row): {**row, "earlier": True} for row in earlier}
+    found = {key(row): {**row, "earlier": True} if key(row) in asked else row for row in earlier}
     for row in made:
         if key(row) not in found or len(found[key(row)]["seeds"]) <= len(row["seeds"]):
             found[key(row)] = row

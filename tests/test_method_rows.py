@@ -29,11 +29,13 @@ def row(student: str, method: str, seeds: int, value: float, base: float | None 
 def test_an_earlier_row_stays_until_as_many_seeds_are_there() -> None:
     earlier = [row("dros", "plain", 3, 0.1), row("sasrec", "plain", 3, 0.2), row("sasrec", "rd", 1, 0.3)]
     made = [row("sasrec", "rd", 1, 0.4), row("sasrec", "plain", 2, 0.5), row("wide", "rd", 1, 0.6)]
-    found = [
-        (one["student"], one["method"], one["metrics"]["hr@10"], "earlier" in one) for one in merged(earlier, made)
-    ]
+    asked: set[tuple[str, str, str, str | None]] = {
+        ("amazon-beauty", student, method, None) for student in ("sasrec", "wide") for method in ("plain", "rd")
+    }
+    rows = merged(earlier, made, asked)
+    found = [(one["student"], one["method"], one["metrics"]["hr@10"], "earlier" in one) for one in rows]
     assert found == [
-        ("sasrec", "plain", 0.2, True), ("sasrec", "rd", 0.4, False), ("wide", "rd", 0.6, False), ("dros", "plain", 0.1, True),
+        ("sasrec", "plain", 0.2, True), ("sasrec", "rd", 0.4, False), ("wide", "rd", 0.6, False), ("dros", "plain", 0.1, False),
     ]  # fmt: skip
 
 

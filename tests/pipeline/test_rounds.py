@@ -115,9 +115,10 @@ def test_rounds_from_the_plain_student_are_those_from_one_trained_like_it(
 def test_a_student_that_begins_anew_is_one_that_never_was_anything_else(
     settings: dict[str, Any], tmp_path: Path, tiny_llm: Path
 ) -> None:
-    run = pipeline(settings, tmp_path / "run", tiny_llm, "conventional", student_anew=True)
+    run = pipeline(settings, tmp_path / "run", tiny_llm, "conventional", student_anew=True, student_epochs=1)
     course, rounds = run.alternation.course, run.alternation
     for half, teacher in zip(course.students[1:], course.teachers, strict=True):
+        assert len(load_fit(half.made.folder).history) == settings["train"]["epochs"] == 2  # as a training has
         student, method = rounds._new_student()
         method.learn_from(rounds._peer(run.teaching.restored(teacher.made)(), teacher.made))
         folder = tmp_path / f"alone-{half.number}"

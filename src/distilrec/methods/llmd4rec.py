@@ -35,7 +35,7 @@ class LLMD4RecSettings(Settings):
 
     `rounds`: at most so many; they end when one helps neither side. `teacher_start_epochs`: most epochs of the teacher on the
     targets alone before the first round; after one, a round may begin with the student's half-step (`student_first`).
-    `student_anew`: the student begins each half-step from new weights; give it as many `student_epochs` as a training takes.
+    `student_anew`: the student begins each half-step from new weights, and has as many epochs as `train` says, not `student_epochs`.
     `teacher_epochs`, `student_epochs`: most epochs of a half-step. `teacher_temperature` is T1, `student_temperature` T2; `squared`
     multiplies a divergence by T^2. `teacher_weight`, `student_weight`: lambda of the teacher's and of the student's divergence; a
     `teacher_weight` of 0 is one-way: the teacher trains on the targets alone. `sample_weights`: w1 and w2, else 1. `refresh`: put

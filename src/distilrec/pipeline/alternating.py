@@ -55,7 +55,8 @@ class Alternation:
         plain = run.config.distil_settings().model_copy(update={"refit": False})
         self._plain = plain
         self._precision = torch.bfloat16 if plain.precision == "bfloat16" else torch.float32
-        self._learning = plain.model_copy(update={"epochs": rounds.student_epochs})
+        epochs = plain.epochs if rounds.student_anew else rounds.student_epochs  # anew: a training like any other
+        self._learning = plain.model_copy(update={"epochs": epochs})
         self._teaching = run.config.teach.model_copy(update={"epochs": rounds.teacher_epochs})
 
     @cached_property
