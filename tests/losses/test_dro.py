@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from distilrec.losses.catalogue import catalogue_loss
-from distilrec.losses.dro import Robust, dro_terms, propensities
+from distilrec.losses.dro import Robust, dro_terms, propensities, rows_at_a_time
 
 N_ITEMS, WIDTH, ROWS = 13, 5, 7
 CHUNKS = [1, 3 * N_ITEMS + 4, 1 << 21]  # 1 row, 3 rows, everything at once
@@ -75,6 +75,22 @@ def test_loss_parts_and_gradients_equal_the_formula(chunk: int, columns: int) ->
     assert not parts[0].any()
     for got, want in zip(torch.autograd.grad(2 * loss, (states, table)), wanted, strict=True):
         same(got, want)
+
+
+@pytest.mark.parametrize("entropy", [False, True])
+@pytest.mark.parametrize("near", [1, 3 * N_ITEMS + 4])
+def test_rows_formed_together_do_not_matter(near: int, entropy: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    states, table, items, weights = problem()
+
+    def found() -> tuple[Tensor, ...]:
+        loss, parts = catalogue_loss(states, table, items, weights, entropy=entropy, robust=robust())
+        return loss, parts, *torch.autograd.grad(loss, (states, table))
+
+    together = found()
+    monkeypatch.setattr("distilrec.losses.dro._NEAR_ELEMENTS", near)
+    assert rows_at_a_time(N_ITEMS) == (1 if near == 1 else 3)
+    for one, other in zip(found(), together, strict=True):
+        same(one, other)
 
 
 @pytest.mark.parametrize("entropy", [False, True])
@@ -147,6 +163,9 @@ def exact(scores: list[float], targets: list[int], by: Robust) -> tuple[list[flo
         ([700.0, 699.5, 2.0, -700.0], [0, 1, 3]),
         ([700.0, 1.0, 2.0, -3.0], [2]),  # another item leads
         ([0.5, 0.5, 0.5, 0.5], [1]),  # b = a
+        ([0.0, 0.0, 0.0, 0.0], [0, 1, 2]),  # no target leads
+        ([40.0, -700.0, 2.0, 3.0], [1, 0, 1]),  # the leader comes twice
+        ([1.0, 30.0, 31.0, 2.0], [1, 2, 3, 2]),
     ],
 )
 def test_no_overflow_and_no_lost_digits(scores: list[float], targets: list[int], dtype: torch.dtype) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distilrec.losses.dro import Robust, dro_terms
+from distilrec.losses.dro import Robust, dro_terms, rows_at_a_time
 
 Weigh = Callable[[Tensor, Tensor, slice], Tensor]
 # 8 MiB of float32 logits: small enough to stay near the caches, large enough for fast products
@@ -50,13 +50,10 @@ class _CatalogueLoss(torch.autograd.Function):
                 weight = weigh(logits, picked, rows)
             else:
                 weight = torch.ones_like(picked) if weights is None else weights[rows]
-            further = None
-            if robust is not None:  # in float32 at least: its exponents are squares
-                wide = torch.promote_types(dtype, torch.float32)
-                terms, further = dro_terms(logits.to(wide), items[rows], weight.to(wide), robust)
-                parts[1] += terms.sum(dim=0, dtype=torch.float64)
             rowwise = None  # the factor of each row's gradient: applied to d columns, not to N
-            if entropy:
+            if robust is not None:
+                parts += _shifted_in_place(logits, picked, items[rows], weight, states[rows], table, entropy, robust)
+            elif entropy:
                 whole = _softmax_in_place(logits, picked, items[rows], states[rows], table)  # [t, 1]
                 picked = picked.to(whole.dtype)
                 parts[0] += (weight * (whole - picked)).sum(dim=0, dtype=torch.float64)
@@ -64,11 +61,6 @@ class _CatalogueLoss(torch.autograd.Function):
                     rowwise = weight.sum(dim=1, keepdim=True)
                     weight = weight / rowwise.where(rowwise > 0, 1.0)
                 logits.scatter_add_(1, items[rows], -weight.to(dtype))
-                if further is not None:
-                    logits.mul_((torch.ones_like(whole) if rowwise is None else rowwise).to(dtype)).add_(further)
-                    rowwise = None
-            elif further is not None:
-                logits.copy_(further)
             if grad_states.dtype == dtype:
                 torch.mm(logits, table, out=grad_states[rows])
             else:
@@ -117,6 +109,37 @@ def _softmax_in_place(logits: Tensor, picked: Tensor, items: Tensor, states: Ten
         likely, top = logits[lost].max(dim=1)
         whole[lost] = ((states[lost] * table[top]).sum(dim=1) - likely.log())[:, None].to(whole.dtype)
     return whole
+
+
+def _shifted_in_place(
+    logits: Tensor,
+    picked: Tensor,
+    items: Tensor,
+    weights: Tensor,
+    states: Tensor,
+    table: Tensor,
+    entropy: bool,
+    robust: Robust,
+) -> Tensor:
+    """Turn logits [t, N] into the gradient of the DRO term, and of the cross-entropy beside it; return the parts of both, [2, M].
+
+    On a CPU all is done to a few rows before the next: each number is read a dozen times.
+    """
+    parts = picked.new_zeros(2, items.shape[1], dtype=torch.float64)
+    wide = torch.promote_types(logits.dtype, torch.float32)  # the term's exponents are squares
+    step = rows_at_a_time(logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+    for first in range(0, len(logits), step):
+        rows = slice(first, first + step)
+        scores, weight = logits[rows].to(wide), weights[rows].to(wide)
+        terms, gradient = dro_terms(scores, items[rows], weight, robust)
+        parts[1] += terms.sum(dim=0, dtype=torch.float64)
+        if entropy:
+            whole = _softmax_in_place(logits[rows], picked[rows], items[rows], states[rows], table)
+            parts[0] += (weight * (whole - picked[rows])).sum(dim=0, dtype=torch.float64)
+            gradient.addcmul_(logits[rows].to(wide), weight.sum(dim=1, keepdim=True))
+            gradient.scatter_add_(1, items[rows], -weight)
+        logits[rows] = gradient
+    return parts
 
 
 def catalogue_loss(

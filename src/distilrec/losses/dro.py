@@ -10,8 +10,9 @@ M_m = sum_(j not m) exp(a_j) + exp(b_m),
     d l / d y_j = (2 p_j / beta) ( y_j exp(a_j) sum_(m not j) w_m / M_m  +  (y_j - 1) sum_(m = j) w_m exp(b_m) / M_m )
 
 Deviation: the largest exponent is taken out of each sum, which the published code does not do (it overflows), and the sum without
-m is formed without m, not as a difference (which loses all digits once one score leads): the items that are no target are summed
-once, and each target adds the other targets to it.
+m is formed without m where m leads, not as a difference (which loses all digits there): the items that are no target are summed
+once, and each target adds the other targets to it. A dozen readings of N numbers a row make up its cost: `rows_at_a_time` is how many
+rows a core's own cache holds meanwhile.
 """
 
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 _POWER = 0.05
+_NEAR_ELEMENTS = 3 << 17  # 1.5 MiB of float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,11 @@ def propensities(counts: Tensor) -> Tensor:
     return (raised / raised.sum()) ** _POWER
 
 
+def rows_at_a_time(n_items: int) -> int:
+    """Return for how many rows of scores a CPU should form the terms together: what fits a core's own cache."""
+    return max(1, _NEAR_ELEMENTS // n_items)
+
+
 def dro_terms(scores: Tensor, items: Tensor, weights: Tensor, robust: Robust) -> tuple[Tensor, Tensor]:
     """Return the weighted terms and their derivative by the scores, for some rows.
 
@@ -57,17 +64,50 @@ def dro_terms(scores: Tensor, items: Tensor, weights: Tensor, robust: Robust) ->
     """
     scale = robust.propensity.to(scores.dtype) / robust.beta
     picked, own_scale = scores.gather(1, items), scale[items]  # [t, M]
-    mass = scores.square().mul_(scale)  # a, [t, N]; then exp(a - top) of the items that are no target
-    own, near = mass.gather(1, items), (picked - 1).square() * own_scale  # a, b of the targets
+    own, near = picked.square() * own_scale, (picked - 1).square() * own_scale  # a, b of the targets
+    mass = torch.mul(scores, scores).mul_(scale)  # a, [t, N]; then the shares of the items that are no target
     mass.scatter_(1, items, -torch.inf)
-    top = mass.amax(dim=1, keepdim=True).clamp_min(0)  # a is at least 0; -inf is left where every item is a target
-    others = mass.sub_(top).exp_().sum(dim=1, keepdim=True).log() + top  # [t, 1]
-    same = items[:, :, None] == items[:, None, :]  # [t, M, M]
-    repeated = same.tril(-1).any(dim=2)  # a repeated item counts once
-    beside = own[:, None, :].masked_fill(same | repeated[:, None, :], -torch.inf)  # of m: the other targets
-    total = torch.cat([others[:, :, None].expand(-1, items.shape[1], -1), near[:, :, None], beside], dim=2).logsumexp(2)
-    weights = robust.weight * weights  # [t, M]; total is log M_m
-    gradient = mass.mul_(scores).mul_(2 * scale).mul_((weights * (top - total).exp()).sum(dim=1, keepdim=True))
-    change = weights * (near - total).exp() * (picked - 1)
-    change += (weights[:, :, None] * (beside - total[:, :, None]).exp()).sum(dim=1) * picked
+    top = mass.amax(dim=1, keepdim=True)  # -inf where every item is a target
+    torch.softmax(mass, dim=1, out=mass)
+    others = (top - mass.amax(dim=1, keepdim=True).log()).where(
+        top > -torch.inf, top
+    )  # [t, 1]: the largest share is exp(top - others)
+    if items.shape[1] >= scores.shape[1]:
+        mass.nan_to_num_()  # shares of nothing
+    weights = robust.weight * weights
+    if items.shape[1] == 1:
+        total, slope = torch.logaddexp(others, near), torch.zeros_like(near)
+    else:
+        total, slope = _among_several(own, near, others, items, weights, scores)
+    gradient = mass.mul_(scores).mul_((weights * (others - total).exp()).sum(dim=1, keepdim=True)).mul_(2 * scale)
+    change = weights * (near - total).exp() * (picked - 1) + slope * picked
     return weights * total, gradient.scatter_add_(1, items, 2 * own_scale * change)
+
+
+def _among_several(
+    own: Tensor, near: Tensor, others: Tensor, items: Tensor, weights: Tensor, scores: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return log M_m and what the sums of the other targets add to each target's slope, both [t, M].
+
+    The leader, the target with the largest a, is left out of its own sum by summing the rest; from a sum that holds it, any other may
+    be taken away and costs a bit at most. So no [t, M, M] is formed. An item that comes n times counts as n n-ths.
+    """
+    counts = torch.zeros_like(scores)
+    times = counts.scatter_add_(1, items, torch.ones_like(own)).gather(1, items)
+    weight_of_item = counts.scatter_(1, items, 0.0).scatter_add_(1, items, weights).gather(1, items)
+    lead, leader = own.max(dim=1, keepdim=True)  # [t, 1]
+    leads = items == items.gather(1, leader)
+    once = own - times.log()
+    rest = once.masked_fill(leads, -torch.inf)
+    reference = torch.maximum(lead, others)
+    whole = (others - reference).exp() + (lead - reference).exp() + (rest - reference).exp().sum(dim=1, keepdim=True)
+    without = reference + (whole - (own - reference).exp()).log()
+    without = without.where(~leads, torch.logaddexp(others, rest.logsumexp(dim=1, keepdim=True)))
+    total = torch.logaddexp(without, near)
+    pulls = (
+        (lead - total).exp().masked_fill(leads, 0.0)
+    )  # of targets that are not the leader, whose totals are at least `lead`
+    pull = (weights * pulls).sum(dim=1, keepdim=True)
+    beside = (own - lead).exp() * (pull - weight_of_item * pulls).clamp_min(0)
+    by_leader = weight_of_item.gather(1, leader) * (own - total.gather(1, leader)).exp()
+    return total, torch.where(leads, pull, beside + by_leader) / times
