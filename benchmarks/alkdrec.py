@@ -3,10 +3,11 @@
     python benchmarks/alkdrec.py train              # an hour or two: every cell that is not trained yet
     python benchmarks/alkdrec.py train --students fpmc --seeds 0 --threads 1
     python benchmarks/alkdrec.py report             # results/alkdrec.json
+    python benchmarks/alkdrec.py train --regime published       # students trained as the paper says; then report, likewise
 
 Data: HetRec-ML as ALKDRec's authors cut it, 12,323 sessions, GPT-4's rankings of 4,992 training sessions. A policy sees all training
 sessions, and the first of its draws that were annotated are taken; `authors_*` are the authors' own recorded selections. `tr` learns
-from the conventional teacher's rankings of the sessions that `alkdrec` picks. Settings: configs/alkdrec/hetrec-ml.yaml. The best epoch
+from the conventional teacher's rankings of the sessions that `alkdrec` picks. Settings: configs/alkdrec/REGIME.yaml. The best epoch
 is picked on validation sessions, the student as it was among them; figures are means over 2,465 test sessions of the mean over seeds,
 the whole catalogue ranked, nothing filtered, with a bootstrap over sessions; p-values (Wilcoxon, against the plain student and against
 `random` at the same budget) are corrected after Holm over all rows. `policies`: each against `random` with all budgets averaged, a
@@ -45,7 +46,11 @@ from distilrec.students import STUDENTS
 from distilrec.students.base import load_student
 from kept import Ranks, computed
 
-CONFIG = Path("configs/alkdrec/hetrec-ml.yaml")
+CONFIGS = Path("configs/alkdrec")
+REGIMES = {
+    "tuned": ("hetrec-ml", "alkdrec"),
+    "published": ("hetrec-ml-published", "alkdrec_published"),
+}  # settings, results
 METRICS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
 AUTHORS = ("alkdrec", "rad_bc", "random", "hardest", "easiest")
 TOP = 25
@@ -66,14 +71,21 @@ def main() -> None:
     """Do what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["train", "report"])
-    parser.add_argument("--students", nargs="+", default=list(settings()["students"]))
+    parser.add_argument(
+        "--regime", choices=list(REGIMES), default="tuned", help="how plain students and teachers are trained"
+    )
+    parser.add_argument("--students", nargs="+", default=None)
     parser.add_argument("--policies", nargs="+", default=None)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--data", type=Path, default=Path("../shared/data/hetrec-ml"))
-    parser.add_argument("--runs", type=Path, default=Path("runs/alkdrec"))
+    parser.add_argument("--runs", type=Path, default=None, help="runs/alkdrec, or the like")
     parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--out", type=Path, default=Path("results/alkdrec.json"))
+    parser.add_argument("--out", type=Path, default=None, help="results/alkdrec.json, or the like")
     arguments = parser.parse_args()
+    name = REGIMES[arguments.regime][1]
+    arguments.runs = arguments.runs or Path("runs") / name
+    arguments.out = arguments.out or Path("results") / f"{name}.json"
+    arguments.students = arguments.students or list(settings(arguments)["students"])
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     if arguments.what == "report":
@@ -88,15 +100,16 @@ def main() -> None:
                 say(f"{student} {seed} {cell.policy} {cell.budget or ''}: {shown}")
 
 
-def settings() -> dict[str, Any]:
+def settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return what the benchmark is set to."""
-    content: dict[str, Any] = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+    path = CONFIGS / f"{REGIMES[arguments.regime][0]}.yaml"
+    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return content
 
 
 def cells(student: str, seed: int, arguments: argparse.Namespace) -> Iterator[Cell]:
     """Yield what is asked for."""
-    content = settings()
+    content = settings(arguments)
     yield Cell(student, seed, "plain", None)
     yield Cell(student, seed, "teacher", None)
     for policy in (*content["policies"], "tr", *(f"authors_{name}" for name in AUTHORS)):
@@ -117,7 +130,7 @@ class Bench:
 
     def __init__(self, student: str, seed: int, arguments: argparse.Namespace) -> None:
         self.arguments, self.student, self.seed = arguments, student, seed
-        content = settings()
+        content = settings(arguments)
         students, self.policies, _ = (content.pop(key) for key in ("students", "policies", "budgets"))
         own = students[student]
         content["train"] |= own.get("train", {})
@@ -206,8 +219,8 @@ def usd_per_session(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def draw(rows: list[dict[str, Any]], folder: Path) -> None:
-    """Draw recall@10 against sessions asked and against dollars, one curve a policy, one picture a student."""
+def draw(rows: list[dict[str, Any]], out: Path) -> None:
+    """Draw recall@10 against sessions asked and against dollars, one curve a policy, one picture a student, beside the results."""
     for student in dict.fromkeys(row["student"] for row in rows):
         own = [row for row in rows if row["student"] == student]
         plain = next(("plain", row["metrics"][DRAWN]) for row in own if row["policy"] == "plain")
@@ -219,7 +232,7 @@ def draw(rows: list[dict[str, Any]], folder: Path) -> None:
                     by_policy.setdefault(row["policy"], []).append((row[key], row["metrics"][DRAWN], low, high))
             some = [Curve(name, points) for name, points in by_policy.items()]
             if markup := curves(some, f"{student}: {DRAWN} against {along}", along, base=plain):
-                write_text(folder / "plots" / f"alkdrec_{student}_{key}.svg", standalone(markup))
+                write_text(out.parent / "plots" / f"{out.stem}_{student}_{key}.svg", standalone(markup))
 
 
 def last_examples(data: Dataset) -> Iterator[tuple[int, int]]:
@@ -300,10 +313,10 @@ def report(arguments: argparse.Namespace) -> None:
         "rows": rows,
         "policies": over_budgets(found),
         "usd_per_session": cost,
-        "command": "python benchmarks/alkdrec.py report",
+        "command": "python benchmarks/alkdrec.py report" + " --regime published" * (arguments.regime == "published"),
     }
     write_json(arguments.out, content)
-    draw(rows, arguments.out.parent)
+    draw(rows, arguments.out)
     for row in rows:
         shown = ", ".join(f"{metric} {row['metrics'][metric]:.5f}" for metric in ("recall@10", "ndcg@10"))
         p = f", p {row['p_plain']['ndcg@10']:.2g}" if "p_plain" in row else ""
