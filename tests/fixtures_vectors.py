@@ -9,6 +9,7 @@ from distilrec.data.batching import Batch
 from distilrec.knowledge.store import Knowledge
 from distilrec.losses.objective import Objective
 from distilrec.methods.base import Method
+from distilrec.methods.de import Experts
 from distilrec.students.base import ItemTable
 
 N_ITEMS, WIDTH = 15, 6
@@ -45,3 +46,33 @@ def ready(method: Method, loss: str = "ce", width: int = WIDTH) -> Method:
     table = ItemTable(N_ITEMS, width)
     assert method.item_embedding(table) is table
     return method.double()
+
+
+def expert(experts: Experts, number: int, vector: Tensor) -> Tensor:
+    """One of the experts as a network of its own, for one vector [d]."""
+    hidden = experts.fall.shape[0] // experts.count
+    rows = slice(number * hidden, (number + 1) * hidden)
+    inner = experts.rise.weight[rows] @ vector + experts.rise.bias[rows]
+    return experts.fall[rows].T @ inner.clamp_min(0) + experts.bias[number]
+
+
+def parts_of(method: Method) -> dict[str, Tensor]:
+    """Return the parts of a method's loss, drawn from one seed."""
+    torch.manual_seed(1)
+    return method.loss(batch(), *student())
+
+
+def learns_from_so_many(method: Method, part: str, count: int) -> None:
+    """Claim that a part of the loss reaches `count` of the items that the batch names, and no other."""
+    states, table = student()
+    (gradient,) = torch.autograd.grad(method.loss(batch(), states, table)[part], table)
+    touched = gradient.abs().sum(dim=1).nonzero()[:, 0].tolist()
+    assert len(touched) == count
+    assert set(touched) < set(NAMED)
+
+
+def all_differ(found: list[dict[str, Tensor]], part: str) -> None:
+    """Claim that a part of the loss is another with every variant, and the student's own is the same with all."""
+    values = [parts[part].item() for parts in found]
+    assert len({round(value, 9) for value in values}) == len(found), values
+    assert len({parts["target"].item() for parts in found}) == 1

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,15 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as some
 from torch import Tensor
 
-from distilrec.config import LossSettings
 from distilrec.data.batching import Batch
 from distilrec.errors import ConfigError, InputError
 from distilrec.knowledge.store import Knowledge
-from distilrec.losses.objective import Objective
 from distilrec.methods.cd import CD, CDSettings
 from distilrec.methods.drawing import draw, listed_among
-from distilrec.methods.plain import Plain, PlainSettings
 from distilrec.settings import checked
+from fixtures_rankings import LOSSES, plain_to_the_bit
 from fixtures_rankings import batch as batch_of
 from fixtures_rankings import knowledge as said_by
 from fixtures_rankings import student as student_of
@@ -160,18 +157,9 @@ def test_every_setting_counts() -> None:
     assert len({round(value, 9) for value in found}) == len(variants), found
 
 
-def test_weight_zero_is_the_plain_method_to_the_bit() -> None:
-    assert CD.needs_of(CDSettings(weight=0)) == frozenset()
-    objective = Objective(LossSettings(name="bce"), torch.arange(N_ITEMS))
-    both = []
-    for kind in (Plain(PlainSettings(), None), CD(CDSettings(weight=0), None)):
-        kind.objective = objective
-        torch.manual_seed(0)
-        states, table = student()
-        parts = kind.loss(replace(objective.draw(batch()), histories=torch.zeros(1, 1)), states, table)
-        both.append([parts["target"], *torch.autograd.grad(parts["target"], (states, table)), torch.rand(3)])
-        assert list(parts) == ["target"]
-    assert all(torch.equal(one, two) for one, two in zip(*both, strict=True))
+@pytest.mark.parametrize("loss", LOSSES)
+def test_weight_zero_is_the_plain_method_to_the_bit(loss: str) -> None:
+    plain_to_the_bit(CD(CDSettings(weight=0), None), loss)
 
 
 def test_missing_knowledge() -> None:

@@ -12,32 +12,28 @@ from torch import Tensor
 from distilrec.config import LossSettings
 from distilrec.data.batching import Batch
 from distilrec.losses.objective import Objective
-from distilrec.methods.de import Experts
 from distilrec.methods.htd import HTD, HTDSettings
 from distilrec.methods.item_vectors import principal
 from distilrec.methods.topology import hierarchical_topology
 from distilrec.students.base import ItemTable
-from fixtures_vectors import NAMED, batch, knowledge, ready, student, teacher
+from fixtures_vectors import (
+    NAMED,
+    all_differ,
+    batch,
+    expert,
+    knowledge,
+    learns_from_so_many,
+    parts_of,
+    ready,
+    student,
+    teacher,
+)
 
 
 def htd(vectors: Tensor | None = None, **changes: Any) -> HTD:
     method = HTD(HTDSettings.model_validate(changes), knowledge(teacher() if vectors is None else vectors))
     ready(method)
     return method
-
-
-def parts_of(**changes: Any) -> dict[str, Tensor]:
-    method = htd(**changes)
-    torch.manual_seed(1)
-    return method.loss(batch(), *student())
-
-
-def expert(experts: Experts, number: int, vector: Tensor) -> Tensor:
-    """One of the experts as a network of its own, for one vector [d]."""
-    hidden = experts.fall.shape[0] // experts.count
-    rows = slice(number * hidden, (number + 1) * hidden)
-    inner = experts.rise.weight[rows] @ vector + experts.rise.bias[rows]
-    return experts.fall[rows].T @ inner.clamp_min(0) + experts.bias[number]
 
 
 def cosine(left: Tensor, right: Tensor) -> Tensor:
@@ -163,11 +159,7 @@ def test_gradient_by_differences() -> None:
 
 
 def test_a_sample_is_drawn_where_items_are_more() -> None:
-    _, table = student()
-    (gradient,) = torch.autograd.grad(htd(sample=3).loss(batch(), student()[0], table)["topology"], table)
-    touched = gradient.abs().sum(dim=1).nonzero()[:, 0].tolist()
-    assert len(touched) == 3
-    assert set(touched) < set(NAMED)
+    learns_from_so_many(htd(sample=3), "topology", 3)
 
 
 def test_every_setting_and_the_teacher_count() -> None:
@@ -182,6 +174,4 @@ def test_every_setting_and_the_teacher_count() -> None:
         {"width": 3},
         {"vectors": teacher(1)},
     ]
-    found = [parts_of(**variant)["topology"].item() for variant in variants]
-    assert len({round(value, 9) for value in found}) == len(variants), found
-    assert len({parts_of(**variant)["target"].item() for variant in variants}) == 1
+    all_differ([parts_of(htd(**variant)) for variant in variants], "topology")

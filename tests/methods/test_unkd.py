@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +16,6 @@ from distilrec.errors import ConfigError, InputError
 from distilrec.knowledge.store import Knowledge
 from distilrec.losses.objective import Objective
 from distilrec.methods import unkd
-from distilrec.methods.plain import Plain, PlainSettings
 from distilrec.methods.unkd import (
     UnKD,
     UnKDSettings,
@@ -28,9 +26,9 @@ from distilrec.methods.unkd import (
     rank_weights,
 )
 from distilrec.settings import checked
+from fixtures_rankings import LOSSES, plain_to_the_bit, same_with_gradients
 from fixtures_rankings import batch as batch_of
 from fixtures_rankings import knowledge as said_by
-from fixtures_rankings import same_with_gradients
 from fixtures_rankings import student as student_of
 
 N_ITEMS, WIDTH = 12, 5
@@ -226,18 +224,9 @@ def test_popularity_counts_and_the_groups_follow_it() -> None:
     assert found[0] == found[2]
 
 
-def test_weight_zero_is_the_plain_method_to_the_bit() -> None:
-    assert UnKD.needs_of(UnKDSettings(weight=0)) == frozenset()
-    objective = Objective(LossSettings(name="bce"), POPULARITY)
-    both = []
-    for kind in (Plain(PlainSettings(), None), UnKD(UnKDSettings(weight=0), None)):
-        kind.objective = objective
-        torch.manual_seed(0)
-        states, table = student()
-        parts = kind.loss(replace(objective.draw(batch()), histories=torch.zeros(1, 1)), states, table)
-        both.append([parts["target"], *torch.autograd.grad(parts["target"], (states, table)), torch.rand(3)])
-        assert list(parts) == ["target"]
-    assert all(torch.equal(one, two) for one, two in zip(*both, strict=True))
+@pytest.mark.parametrize("loss", LOSSES)
+def test_weight_zero_is_the_plain_method_to_the_bit(loss: str) -> None:
+    plain_to_the_bit(UnKD(UnKDSettings(weight=0), None), loss)
 
 
 def test_missing_knowledge() -> None:

@@ -9,8 +9,9 @@ from distilrec.errors import ConfigError
 from distilrec.settings import checked
 from distilrec.students import prefixes
 from distilrec.students.attmix import AttMix, AttMixSettings
+from fixtures_prefixes import LENGTH, N_ITEMS, every_prefix_equals, gradients_do_not_depend_on_the_pieces, histories
 
-N_ITEMS, WIDTH, LENGTH = 15, 6, 20
+WIDTH = 6
 
 
 def attmix(levels: int = 3, heads: int = 2, norm: float = 4.0, seed: int = 0) -> AttMix:
@@ -20,10 +21,6 @@ def attmix(levels: int = 3, heads: int = 2, norm: float = 4.0, seed: int = 0) ->
     with torch.no_grad():
         student.key.weight.mul_(3)  # attention that is not flat
     return student
-
-
-def histories(rows: int = 5) -> Tensor:
-    return torch.randint(N_ITEMS, (rows, LENGTH), generator=torch.Generator().manual_seed(1))
 
 
 def by_the_book(student: AttMix, prefix: Tensor, table: Tensor) -> Tensor:
@@ -44,35 +41,15 @@ def by_the_book(student: AttMix, prefix: Tensor, table: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(("levels", "heads", "norm"), [(1, 1, 1.0), (3, 2, 4.0), (LENGTH + 3, 6, 2.5)])
 @pytest.mark.parametrize("pair_numbers", [50, 1 << 22])
-@torch.inference_mode()
 def test_every_prefix_in_one_pass(
     monkeypatch: pytest.MonkeyPatch, levels: int, heads: int, norm: float, pair_numbers: int
 ) -> None:
     monkeypatch.setattr(prefixes, "PAIR_NUMBERS", pair_numbers)
-    student = attmix(levels, heads, norm)
-    table, some = student.item_vectors(), histories()
-    lengths = torch.tensor([1, 2, 3, LENGTH - 1, LENGTH])
-    states = student.encode(some, lengths, table)
-    last = student.encode_last(some, lengths, table)
-    for row, history in enumerate(some):
-        for t in range(LENGTH):
-            expected = by_the_book(student, history[: t + 1], table)
-            torch.testing.assert_close(states[row, t], expected, rtol=1e-4, atol=1e-5)
-            if t + 1 == lengths[row]:
-                torch.testing.assert_close(last[row], expected, rtol=1e-4, atol=1e-5)
+    every_prefix_equals(attmix(levels, heads, norm), torch.tensor([1, 2, 3, LENGTH - 1, LENGTH]), by_the_book)
 
 
 def test_gradients_do_not_depend_on_the_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    some, lengths = histories(), torch.full((5,), LENGTH)
-
-    def gradients(pair_numbers: int) -> list[Tensor]:
-        monkeypatch.setattr(prefixes, "PAIR_NUMBERS", pair_numbers)
-        student = attmix()
-        student.encode(some, lengths, student.item_vectors()).square().sum().backward()
-        return [parameter.grad for parameter in student.parameters() if parameter.grad is not None]
-
-    for one, other in zip(gradients(1 << 22), gradients(300), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    gradients_do_not_depend_on_the_pieces(monkeypatch, attmix)
 
 
 def test_a_weight_of_nothing_has_a_gradient() -> None:
@@ -80,7 +57,7 @@ def test_a_weight_of_nothing_has_a_gradient() -> None:
     student = attmix(norm=8.0)
     with torch.no_grad():
         student.key.weight.mul_(1e4)
-    student.encode(histories(), torch.full((5,), LENGTH), student.item_vectors()).sum().backward()
+    student.encode(histories(5), torch.full((5,), LENGTH), student.item_vectors()).sum().backward()
     assert all(torch.isfinite(parameter.grad).all() for parameter in student.parameters() if parameter.grad is not None)
 
 
@@ -102,9 +79,9 @@ def test_the_length_of_an_item_vector_is_not_read() -> None:
     table = student.item_vectors()
     lengths = torch.full((5,), LENGTH)
     stretched = table * torch.rand(N_ITEMS, 1, generator=torch.Generator().manual_seed(2)).add(0.5)
-    states = student.encode(histories(), lengths, table)
-    torch.testing.assert_close(student.encode(histories(), lengths, stretched), states, rtol=1e-4, atol=1e-5)
-    zeros = student.encode(histories(), lengths, functional.threshold(table, 1e9, 0.0))
+    states = student.encode(histories(5), lengths, table)
+    torch.testing.assert_close(student.encode(histories(5), lengths, stretched), states, rtol=1e-4, atol=1e-5)
+    zeros = student.encode(histories(5), lengths, functional.threshold(table, 1e9, 0.0))
     assert torch.isfinite(zeros).all()
 
 

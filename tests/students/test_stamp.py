@@ -6,8 +6,9 @@ from torch import Tensor
 
 from distilrec.students import prefixes
 from distilrec.students.stamp import STAMP, STAMPSettings
+from fixtures_prefixes import LENGTH, N_ITEMS, every_prefix_equals, gradients_do_not_depend_on_the_pieces, histories
 
-N_ITEMS, WIDTH, LENGTH = 15, 6, 20
+WIDTH = 6
 
 
 def stamp(seed: int = 0) -> STAMP:
@@ -17,10 +18,6 @@ def stamp(seed: int = 0) -> STAMP:
         for weight in (student.key.weight, student.session_tower.weight, student.last_tower.weight):
             weight.mul_(3)  # far from the linear part of every curve
     return student
-
-
-def histories(rows: int = 7) -> Tensor:
-    return torch.randint(N_ITEMS, (rows, LENGTH), generator=torch.Generator().manual_seed(1))
 
 
 def by_the_book(student: STAMP, prefix: Tensor, table: Tensor) -> Tensor:
@@ -40,33 +37,13 @@ def by_the_book(student: STAMP, prefix: Tensor, table: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("pair_numbers", [50, 1000, 1 << 22])
-@torch.inference_mode()
 def test_every_prefix_in_one_pass(monkeypatch: pytest.MonkeyPatch, pair_numbers: int) -> None:
     monkeypatch.setattr(prefixes, "PAIR_NUMBERS", pair_numbers)
-    student = stamp()
-    table, some = student.item_vectors(), histories()
-    lengths = torch.arange(LENGTH - 6, LENGTH + 1)
-    states = student.encode(some, lengths, table)
-    last = student.encode_last(some, lengths, table)
-    for row, history in enumerate(some):
-        for t in range(LENGTH):
-            expected = by_the_book(student, history[: t + 1], table)
-            torch.testing.assert_close(states[row, t], expected, rtol=1e-4, atol=1e-5)
-            if t + 1 == lengths[row]:
-                torch.testing.assert_close(last[row], expected, rtol=1e-4, atol=1e-5)
+    every_prefix_equals(stamp(), torch.arange(LENGTH - 6, LENGTH + 1), by_the_book)
 
 
 def test_gradients_do_not_depend_on_the_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    some, lengths = histories(), torch.full((7,), LENGTH)
-
-    def gradients(pair_numbers: int) -> list[Tensor]:
-        monkeypatch.setattr(prefixes, "PAIR_NUMBERS", pair_numbers)
-        student = stamp()
-        student.encode(some, lengths, student.item_vectors()).square().sum().backward()
-        return [parameter.grad for parameter in student.parameters() if parameter.grad is not None]
-
-    for one, other in zip(gradients(1 << 22), gradients(300), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    gradients_do_not_depend_on_the_pieces(monkeypatch, stamp)
 
 
 @torch.inference_mode()
@@ -84,4 +61,4 @@ def test_weights_need_not_sum_to_one() -> None:
 def test_an_extreme_table_gives_numbers(scale: float) -> None:
     student = stamp()
     table = student.item_vectors() * scale
-    assert torch.isfinite(student.encode(histories(), torch.full((7,), LENGTH), table)).all()
+    assert torch.isfinite(student.encode(histories(7), torch.full((7,), LENGTH), table)).all()
