@@ -45,6 +45,7 @@ CONFIGS = Path("configs/dllm2rec")
 TEACHER_SEED = 42
 _NOT_OF_A_RUN = ("students", "methods", "ablations", "teacher_train")  # in the file beside a run's configuration
 Cell = tuple[str, str, str, str | None, int]  # data set, student, method, ablation, seed
+Found = dict[tuple[str, str, str, str | None], dict[int, tuple[Ranks, dict[str, Any]]]]  # by seed
 
 
 def main() -> None:
@@ -164,7 +165,7 @@ def place(cell: Cell, arguments: argparse.Namespace) -> tuple[Path, Any]:
 
 def report(arguments: argparse.Namespace) -> None:
     """Write the rows of all cells that are kept. Rows of others stay as an earlier report wrote them."""
-    found: dict[tuple[str, str, str, str | None], dict[int, tuple[Ranks, dict[str, Any]]]] = {}
+    found: Found = {}
     for cell in cells(arguments):
         if (one := kept(*place(cell, arguments))) is not None:
             found.setdefault(cell[:4], {})[cell[4]] = (one[0]["test"], one[1])
@@ -196,12 +197,47 @@ def report(arguments: argparse.Namespace) -> None:
     rows, ablations = (
         merged(content.get(key, []), made, asked) for key, made in (("rows", rows), ("ablations", ablations))
     )
-    content |= {"rows": rows, "ablations": ablations, "command": "python benchmarks/methods.py report"}
+    content |= {
+        "rows": rows,
+        "ablations": ablations,
+        "baselines": over_students(found),
+        "command": "python benchmarks/methods.py report",
+    }
     write_json(arguments.out, content)
     for row in rows + ablations:
         shown = ", ".join(f"{metric} {row['metrics'][metric]:.4f}" for metric in ("hr@10", "ndcg@10"))
         p = f", p {row['p_value']['ndcg@10']:.2g}" if "p_value" in row else ""
         say(f"{row['dataset']} {row['student']} {row.get('ablation', row['method'])} x{len(row['seeds'])}: {shown}{p}")
+
+
+def over_students(found: Found) -> list[dict[str, Any]]:
+    """Return every baseline beside dllm2rec, over all students and seeds of a data set that are kept of both and of `plain`.
+
+    Each side's gains are averaged over students and seeds, user by user. `gain` and `dllm2rec_gain`: of NDCG@10 over the plain
+    student, the mean over these cells.
+    """
+    rows, tests = [], []
+    for name, method in dict.fromkeys((name, method) for name, _, method, ablation in found if ablation is None):
+        sides: dict[str, list[Ranks]] = {kind: [] for kind in ("plain", method, "dllm2rec")}
+        cells: dict[str, list[int]] = {}
+        for student in (kind for dataset, kind, own, _ in found if (dataset, own) == (name, method)):
+            three = [found.get((name, student, kind, None), {}) for kind in sides]
+            seeds = sorted(set.intersection(*map(set, three)))
+            if len(three) < 3 or base_of(name, student) != student or not seeds:
+                continue
+            cells[student] = seeds
+            for ranks, by_seed in zip(sides.values(), three, strict=True):
+                ranks.extend(by_seed[seed][0] for seed in seeds)
+        if cells:
+            row = {"dataset": name, "method": method, "cells": cells}
+            means = {kind: [gain("ndcg@10", one).mean() for one in ranks] for kind, ranks in sides.items()}
+            for key, kind in (("gain", method), ("dllm2rec_gain", "dllm2rec")):
+                row[key] = float(np.mean(np.divide(means[kind], means["plain"]) - 1))
+            own, other = Side(method, sides[method]), Side("dllm2rec", sides["dllm2rec"])
+            tests += [(row, gap) for gap in compare(own, [other], ("hr@10", "ndcg@10"))]
+            rows.append(row)
+    put_tests(tests)
+    return rows
 
 
 def base_of(name: str, student: str) -> str:

@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 import methods  # the benchmark
-from methods import base_of, configuration, merged
-from tables_methods import method_table, results_table
+from methods import base_of, configuration, merged, over_students
+from tables_methods import baselines_table, method_table, results_table
 
 SETTINGS = {"students": {"sasrec": None, "wide": {"name": "sasrec", "hidden_size": 8, "against": "sasrec"}, "dros": {}}}
 
@@ -60,6 +61,34 @@ def test_a_gain_is_over_the_plain_student_that_was_tested_against() -> None:
     assert "+20.0%" in next(line for line in whole.splitlines() if "wide | dllm2rec" in line)
     for table in ("\n".join(brief), whole):
         assert "wide is held against plain sasrec" in table
+
+
+def test_baselines_stand_beside_dllm2rec_over_the_cells_of_both() -> None:
+    """By hand: at rank 1 NDCG@10 is 1, at rank 3 1/2; ranks below 10 give nothing."""
+
+    def kept_ranks(*ranks: int) -> tuple[Any, dict[str, Any]]:
+        return np.array(ranks * 20), {}
+
+    one, three, far = kept_ranks(1, 30), kept_ranks(3, 30), kept_ranks(30, 30)
+    found: methods.Found = {
+        ("amazon-beauty", "sasrec", "plain", None): {1: three, 2: three},
+        ("amazon-beauty", "sasrec", "rd", None): {1: three},
+        ("amazon-beauty", "sasrec", "dllm2rec", None): {1: one, 2: far},
+        ("amazon-beauty", "dros", "plain", None): {1: three},
+        ("amazon-beauty", "dros", "rd", None): {1: one},
+        ("amazon-beauty", "dros", "dllm2rec", None): {1: one},
+        ("amazon-beauty", "wide", "plain", None): {1: three},  # held against another, so it is not counted
+        ("amazon-beauty", "wide", "rd", None): {1: far},
+        ("amazon-beauty", "wide", "dllm2rec", None): {1: one},
+        ("amazon-beauty", "sasrec", "hint", None): {3: one},  # no other has this seed
+    }
+    (row,) = over_students(found)
+    assert (row["method"], row["cells"]) == ("rd", {"sasrec": [1], "dros": [1]})
+    assert (row["gain"], row["dllm2rec_gain"]) == (pytest.approx(0.5), pytest.approx(1.0))
+    assert row["difference"] == {"hr@10": 0.0, "ndcg@10": pytest.approx(0.125)}  # 1 against 3/4, for one user of two
+    assert row["p_value"]["ndcg@10"] < 0.01
+    (line,) = [line for line in baselines_table([row]).splitlines() if "| rd |" in line]
+    assert line.split(" | ")[2:6] == ["sasrec (1), dros (1)", "+50.0%", "+100.0%", "+0.0000"]
 
 
 def test_what_a_student_is_held_against_is_no_setting_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
