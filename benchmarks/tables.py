@@ -67,6 +67,8 @@ def tables() -> dict[str, str]:
         found["llmd4rec-table"] = of_methods.rounds_table(rounds)
     if asking := held("alkdrec"):
         found["alkdrec-table"] = of_methods.asking_table(asking)
+    if weak := held("alkdrec_published"):
+        found["alkdrec-weak-table"] = of_methods.weak_table(weak)
     if compared := held("compare_ml100k"):
         found["compare-null"] = of_methods.null_table(compared["simulation"])
         if "rows" in compared:

@@ -71,41 +71,14 @@ def rounds_table(figures: dict[str, Any]) -> str:
 def asking_table(figures: dict[str, Any]) -> str:
     """Return students under every policy, a column a budget, and every policy beside a draw at random."""
     rows = figures.get("rows", [])
-    budgets = sorted({row["budget"] for row in rows if row["budget"] is not None})
-    by_key = {(row["student"], row["policy"], row["budget"]): row for row in rows}
-    lines = []
-    for metric in ("recall@10", "ndcg@10"):
-        shown = metric.replace("ndcg", "NDCG")
-        lines += [
-            f"| {shown} | policy | {' | '.join(f'{one:,} asked' for one in budgets)} |",
-            "|---" * (len(budgets) + 2) + "|",
-        ]
-        for student, policy in dict.fromkeys((row["student"], row["policy"]) for row in rows):
-            if (whole := by_key.get((student, policy, None))) is not None:
-                cells = [f"{interval(whole, metric)}, nobody asked", *[""] * (len(budgets) - 1)]
-            else:
-                cells = [asked_cell(by_key.get((student, policy, one)), metric) for one in budgets]
-            lines.append(f"| {student} | {policy} | {' | '.join(cells)} |")
-        blank = " |" * (len(budgets) - 2)
-        lines += [f"| {name} | the paper's alkdrec | | {value[metric]:.5f} |{blank}" for name, value in PAPER.items()]
-        lines.append("")
+    lines = [*asking_lines(rows, "recall@10"), "", *asking_lines(rows, "ndcg@10"), ""]
     if rows:
-        tests = [
-            row["p_plain"][metric]
-            for row in rows
-            for metric in ("recall@10", "ndcg@10")
-            if "p_plain" in row and row["budget"]
-        ]
-        beside = [row["p_random"][metric] for row in rows for metric in ("recall@10", "ndcg@10") if "p_random" in row]
-        pooled = [row["p_value"] for row in figures["policies"]]
         cost = figures["usd_per_session"]
         lines += [
             f"HetRec-ML, 2,465 test sessions, whole catalogue ranked, no filter; {len(rows[0]['seeds'])} seeds; GPT-4's recorded "
             "rankings (`tr`: the conventional teacher's; `authors_...`: what the paper's authors picked); `*`: differs from the "
-            "plain student, Wilcoxon over sessions, p < .05 after Holm over all rows; (n): seeds of which the start was kept. Of "
-            f"{len(tests)} comparisons with the plain student {sum(p < 0.05 for p in tests)} are significant, of {len(beside)} with "
-            f"`random` at the same budget {sum(p < 0.05 for p in beside)}, of {len(pooled)} with `random` over all budgets "
-            f"{sum(p < 0.05 for p in pooled)}. A question costs about {cost['usd']:.4f} USD ({cost['model']}, list price). "
+            "plain student, Wilcoxon over sessions, p < .05 after Holm over all rows; (n): seeds of which the start was kept. "
+            f"{asking_tests(figures)} A question costs about {cost['usd']:.4f} USD ({cost['model']}, list price). "
             f"Intervals and every p-value: `results/alkdrec.json`; curves: `results/plots/`; `{figures['command']}`.",
         ]
     if "end_to_end" in figures:
@@ -118,6 +91,48 @@ def asking_table(figures: dict[str, Any]) -> str:
             f"`{end['command']}`.",
         ]
     return "\n".join(lines)
+
+
+def weak_table(figures: dict[str, Any]) -> str:
+    """Return the same for students that were trained as the paper says, untuned."""
+    lines = [
+        *asking_lines(figures["rows"], "recall@10"),
+        "",
+        f"As above, {len(figures['rows'][0]['seeds'])} seeds. {asking_tests(figures)} `results/alkdrec_published.json`; "
+        f"`{figures['command']}`.",
+    ]
+    return "\n".join(lines)
+
+
+def asking_lines(rows: list[dict[str, Any]], metric: str) -> list[str]:
+    """Return the lines of a table: students and policies, a column a budget."""
+    budgets = sorted({row["budget"] for row in rows if row["budget"] is not None})
+    by_key = {(row["student"], row["policy"], row["budget"]): row for row in rows}
+    lines = [
+        f"| {metric.replace('ndcg', 'NDCG')} | policy | {' | '.join(f'{one:,} asked' for one in budgets)} |",
+        "|---" * (len(budgets) + 2) + "|",
+    ]
+    for student, policy in dict.fromkeys((row["student"], row["policy"]) for row in rows):
+        if (whole := by_key.get((student, policy, None))) is not None:
+            cells = [f"{interval(whole, metric)}, nobody asked", *[""] * (len(budgets) - 1)]
+        else:
+            cells = [asked_cell(by_key.get((student, policy, one)), metric) for one in budgets]
+        lines.append(f"| {student} | {policy} | {' | '.join(cells)} |")
+    blank = " |" * (len(budgets) - 2)
+    return lines + [f"| {name} | the paper's alkdrec | | {value[metric]:.5f} |{blank}" for name, value in PAPER.items()]
+
+
+def asking_tests(figures: dict[str, Any]) -> str:
+    """Say how many comparisons are significant."""
+    rows, metrics = figures["rows"], ("recall@10", "ndcg@10")
+    asked = [row["p_plain"][metric] for row in rows for metric in metrics if "p_plain" in row and row["budget"]]
+    beside = [row["p_random"][metric] for row in rows for metric in metrics if "p_random" in row]
+    pooled = [row["p_value"] for row in figures["policies"]]
+    return (
+        f"Of {len(asked)} comparisons with the plain student {sum(p < 0.05 for p in asked)} are significant, of {len(beside)} with "
+        f"`random` at the same budget {sum(p < 0.05 for p in beside)}, of {len(pooled)} with `random` over all budgets "
+        f"{sum(p < 0.05 for p in pooled)}."
+    )
 
 
 def asked_cell(row: dict[str, Any] | None, metric: str) -> str:
