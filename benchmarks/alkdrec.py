@@ -48,9 +48,9 @@ from kept import Ranks, computed
 
 CONFIGS = Path("configs/alkdrec")
 REGIMES = {
-    "tuned": ("hetrec-ml", "alkdrec"),
-    "published": ("hetrec-ml-published", "alkdrec_published"),
-}  # settings, results
+    "tuned": ("hetrec-ml", "alkdrec", 5),
+    "published": ("hetrec-ml-published", "alkdrec_published", 3),
+}  # settings, results, seeds
 METRICS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
 AUTHORS = ("alkdrec", "rad_bc", "random", "hardest", "easiest")
 TOP = 25
@@ -76,13 +76,14 @@ def main() -> None:
     )
     parser.add_argument("--students", nargs="+", default=None)
     parser.add_argument("--policies", nargs="+", default=None)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--seeds", nargs="+", type=int, default=None)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/hetrec-ml"))
     parser.add_argument("--runs", type=Path, default=None, help="runs/alkdrec, or the like")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--out", type=Path, default=None, help="results/alkdrec.json, or the like")
     arguments = parser.parse_args()
-    name = REGIMES[arguments.regime][1]
+    _, name, seeds = REGIMES[arguments.regime]
+    arguments.seeds = arguments.seeds or list(range(seeds))
     arguments.runs = arguments.runs or Path("runs") / name
     arguments.out = arguments.out or Path("results") / f"{name}.json"
     arguments.students = arguments.students or list(settings(arguments)["students"])
@@ -316,7 +317,8 @@ def report(arguments: argparse.Namespace) -> None:
         "command": "python benchmarks/alkdrec.py report" + " --regime published" * (arguments.regime == "published"),
     }
     write_json(arguments.out, content)
-    draw(rows, arguments.out)
+    if arguments.regime == "tuned":
+        draw(rows, arguments.out)
     for row in rows:
         shown = ", ".join(f"{metric} {row['metrics'][metric]:.5f}" for metric in ("recall@10", "ndcg@10"))
         p = f", p {row['p_plain']['ndcg@10']:.2g}" if "p_plain" in row else ""
