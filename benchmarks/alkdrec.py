@@ -7,7 +7,7 @@
 
 Data: HetRec-ML as ALKDRec's authors cut it, 12,323 sessions, GPT-4's rankings of 4,992 training sessions. A policy sees all training
 sessions, and the first of its draws that were annotated are taken; `authors_*` are the authors' own recorded selections. `tr` learns
-from the conventional teacher's rankings of the sessions that `alkdrec` picks. Settings: configs/alkdrec/REGIME.yaml. The best epoch
+from the conventional teacher's rankings of the sessions that `alkdrec` picks. Settings: configs/alkdrec. The best epoch
 is picked on validation sessions, the student as it was among them; figures are means over 2,465 test sessions of the mean over seeds,
 the whole catalogue ranked, nothing filtered, with a bootstrap over sessions; p-values (Wilcoxon, against the plain student and against
 `random` at the same budget) are corrected after Holm over all rows. `policies`: each against `random` with all budgets averaged, a

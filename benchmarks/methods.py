@@ -42,7 +42,8 @@ from kept import Ranks, keep, kept  # the module beside this one
 METRICS = ("hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20")
 TESTED = ("hr@10", "hr@20", "ndcg@10", "ndcg@20")
 CONFIGS = Path("configs/dllm2rec")
-TEACHER_SEED = 42
+DATASETS = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+TEACHER_SEED, SEEDS = 42, [42, 43, 44]
 _NOT_OF_A_RUN = ("students", "methods", "ablations", "teacher_train")  # in the file beside a run's configuration
 Cell = tuple[str, str, str, str | None, int]  # data set, student, method, ablation, seed
 Found = dict[tuple[str, str, str, str | None], dict[int, tuple[Ranks, dict[str, Any]]]]  # by seed
@@ -50,13 +51,12 @@ Found = dict[tuple[str, str, str, str | None], dict[int, tuple[Ranks, dict[str, 
 
 def main() -> None:
     """Do what is asked for."""
-    names = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["teach", "train", "report"])
-    parser.add_argument("--datasets", nargs="+", default=names)
+    parser.add_argument("--datasets", nargs="+", default=DATASETS)
     parser.add_argument("--students", nargs="+", default=None)
     parser.add_argument("--methods", nargs="+", default=None, help="`ablations` stands for those of dllm2rec")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[42, 43, 44])
+    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the data sets")
     parser.add_argument("--runs", type=Path, default=Path("runs/dllm2rec"))
     parser.add_argument("--share", default="0/1", help="i/n: only every n-th cell, from the i-th on")
@@ -165,10 +165,7 @@ def place(cell: Cell, arguments: argparse.Namespace) -> tuple[Path, Any]:
 
 def report(arguments: argparse.Namespace) -> None:
     """Write the rows of all cells that are kept. Rows of others stay as an earlier report wrote them."""
-    found: Found = {}
-    for cell in cells(arguments):
-        if (one := kept(*place(cell, arguments))) is not None:
-            found.setdefault(cell[:4], {})[cell[4]] = (one[0]["test"], one[1])
+    found = kept_cells(arguments)
     rows, ablations, comparisons = [], [], []
     for (name, student, method, ablation), by_seed in found.items():
         base = base_of(name, student)
@@ -197,10 +194,13 @@ def report(arguments: argparse.Namespace) -> None:
     rows, ablations = (
         merged(content.get(key, []), made, asked) for key, made in (("rows", rows), ("ablations", ablations))
     )
+    whole = argparse.Namespace(
+        **vars(arguments) | {"datasets": DATASETS, "students": None, "methods": None, "seeds": SEEDS}
+    )
     content |= {
         "rows": rows,
         "ablations": ablations,
-        "baselines": over_students(found),
+        "baselines": over_students(kept_cells(whole)),
         "command": "python benchmarks/methods.py report",
     }
     write_json(arguments.out, content)
@@ -208,6 +208,15 @@ def report(arguments: argparse.Namespace) -> None:
         shown = ", ".join(f"{metric} {row['metrics'][metric]:.4f}" for metric in ("hr@10", "ndcg@10"))
         p = f", p {row['p_value']['ndcg@10']:.2g}" if "p_value" in row else ""
         say(f"{row['dataset']} {row['student']} {row.get('ablation', row['method'])} x{len(row['seeds'])}: {shown}{p}")
+
+
+def kept_cells(arguments: argparse.Namespace) -> Found:
+    """Return the ranks of all cells that are asked for and kept."""
+    found: Found = {}
+    for cell in cells(arguments):
+        if (one := kept(*place(cell, arguments))) is not None:
+            found.setdefault(cell[:4], {})[cell[4]] = (one[0]["test"], one[1])
+    return found
 
 
 def over_students(found: Found) -> list[dict[str, Any]]:

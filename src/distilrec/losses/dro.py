@@ -69,9 +69,8 @@ def dro_terms(scores: Tensor, items: Tensor, weights: Tensor, robust: Robust) ->
     mass.scatter_(1, items, -torch.inf)
     top = mass.amax(dim=1, keepdim=True)  # -inf where every item is a target
     torch.softmax(mass, dim=1, out=mass)
-    others = (top - mass.amax(dim=1, keepdim=True).log()).where(
-        top > -torch.inf, top
-    )  # [t, 1]: the largest share is exp(top - others)
+    largest = mass.amax(dim=1, keepdim=True)  # share, which is exp(top - others)
+    others = (top - largest.log()).where(top > -torch.inf, top)  # [t, 1]
     if items.shape[1] >= scores.shape[1]:
         mass.nan_to_num_()  # shares of nothing
     weights = robust.weight * weights
@@ -104,9 +103,7 @@ def _among_several(
     without = reference + (whole - (own - reference).exp()).log()
     without = without.where(~leads, torch.logaddexp(others, rest.logsumexp(dim=1, keepdim=True)))
     total = torch.logaddexp(without, near)
-    pulls = (
-        (lead - total).exp().masked_fill(leads, 0.0)
-    )  # of targets that are not the leader, whose totals are at least `lead`
+    pulls = (lead - total).exp().masked_fill(leads, 0.0)  # of the others, whose totals are at least `lead`
     pull = (weights * pulls).sum(dim=1, keepdim=True)
     beside = (own - lead).exp() * (pull - weight_of_item * pulls).clamp_min(0)
     by_leader = weight_of_item.gather(1, leader) * (own - total.gather(1, leader)).exp()
