@@ -1,5 +1,7 @@
 """Rows of the table of methods: which stay from an earlier report, and what a student is held against."""
 
+import argparse
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -99,3 +101,19 @@ def test_what_a_student_is_held_against_is_no_setting_of_it(monkeypatch: pytest.
     monkeypatch.setattr(methods, "settings_of", lambda name: dict(content))
     found = configuration("any", "wide", "plain", 1, tmp_path)
     assert (found.student.name, found.student.settings()) == ("sasrec", {"hidden_size": 8})
+
+
+def test_a_report_of_a_part_forms_the_table_of_baselines_from_everything(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[Any] = []
+
+    def none_kept(arguments: argparse.Namespace) -> methods.Found:
+        asked.append((arguments.students, arguments.seeds, arguments.methods))
+        return {}
+
+    monkeypatch.setattr(methods, "settings_of", lambda name: {**SETTINGS, "methods": {"plain": None}, "ablations": {}})
+    monkeypatch.setattr(methods, "kept_cells", none_kept)
+    part = {"datasets": ["amazon-beauty"], "students": ["dros"], "methods": ["plain"], "seeds": [42]}
+    methods.report(argparse.Namespace(**part, out=tmp_path / "some.json"))
+    assert asked == [(["dros"], [42], ["plain"]), (None, methods.SEEDS, None)]
