@@ -209,6 +209,7 @@ def _work(
     settings: dict[str, Any], folder: str, root: str, place: int, count: int, log: str, pipe: "Connection[Any, Any]"
 ) -> None:
     """Do jobs until there are no more; runs in a process of its own."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # again: polars, when it is imported, puts a handler in its place
     threading.Thread(target=_end_with_parent, daemon=True).start()
     devices = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     if len(devices) > 1:
