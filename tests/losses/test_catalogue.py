@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distilrec.losses.catalogue import Weigh, catalogue_loss, cross_entropy, scan, weighted_cross_entropy
+from distilrec.losses.catalogue import Weigh, add_at, catalogue_loss, cross_entropy, scan, weighted_cross_entropy
 from distilrec.losses.dro import Robust
 
 N_ITEMS, WIDTH = 13, 5
@@ -92,6 +92,21 @@ def test_repeated_items_in_a_row_add_up() -> None:
         torch.autograd.grad(loss, (states, table)), torch.autograd.grad(once, (states, table)), strict=True
     ):
         same(got, want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_adding_at_places_is_scatter_add(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(3)
+    buffer = torch.randn(9, N_ITEMS, generator=generator).to(dtype)
+    columns = torch.stack([torch.randperm(N_ITEMS, generator=generator)[:4] for _ in range(6)])
+    values = torch.rand(6, 4, generator=generator)
+    wanted = buffer.clone()
+    wanted[:6].scatter_add_(1, columns, values.to(dtype))
+    add_at(buffer[:6], columns, values)  # in place, and the rows behind are left alone
+    assert torch.equal(buffer, wanted)
+    ones = torch.zeros(2, N_ITEMS, dtype=dtype)
+    add_at(ones, torch.tensor([[4, 4, 4], [0, 4, 0]]), torch.ones(2, 3))
+    assert ones[:, [0, 4]].tolist() == [[0.0, 3.0], [2.0, 1.0]]
 
 
 def test_a_zero_weight_takes_a_cell_out() -> None:

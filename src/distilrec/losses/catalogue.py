@@ -60,7 +60,7 @@ class _CatalogueLoss(torch.autograd.Function):
                 if weigh is not None or weights is not None or items.shape[1] > 1:
                     rowwise = weight.sum(dim=1, keepdim=True)
                     weight = weight / rowwise.where(rowwise > 0, 1.0)
-                logits.scatter_add_(1, items[rows], -weight.to(dtype))
+                add_at(logits, items[rows], -weight)
             if grad_states.dtype == dtype:
                 torch.mm(logits, table, out=grad_states[rows])
             else:
@@ -83,6 +83,16 @@ class _CatalogueLoss(torch.autograd.Function):
         states, table = ctx.saved_tensors
         by_table = None if table is None else scaled((table,), grad)[0]
         return scaled((states,), grad)[0], by_table, *(None,) * 7
+
+
+def add_at(matrix: Tensor, columns: Tensor, values: Tensor) -> Tensor:
+    """Add `values` [t, M] to the contiguous [t, N] `matrix` at `columns` [t, M], in place, a repeated one as often as it comes.
+
+    `scatter_add_` does the same; where numbers have 16 bits it widens the whole matrix on a CPU, and narrows it again.
+    """
+    places = columns + torch.arange(0, matrix.numel(), matrix.shape[1], device=columns.device)[:, None]
+    matrix.view(-1).index_add_(0, places.view(-1), values.to(matrix.dtype).reshape(-1))
+    return matrix
 
 
 def scaled(gradients: Sequence[Tensor], grad: Tensor) -> list[Tensor]:

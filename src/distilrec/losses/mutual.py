@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distilrec.losses.catalogue import CHUNK_ELEMENTS
+from distilrec.losses.catalogue import CHUNK_ELEMENTS, add_at
 
 _NEVER = -1e4  # a logit that no softmax feels, and that leaves no infinity in a product
 
@@ -121,7 +121,7 @@ class _MutualLoss(torch.autograd.Function):
                 divergence, coefficient, entropy = _leading(logits, own.to(wide), ranks, said, how)
             parts[0] += entropy.sum(dtype=torch.float64)
             parts[1] += (coefficient * divergence).sum(dtype=torch.float64)
-            logits.scatter_add_(1, target, torch.full_like(own, -1.0))
+            add_at(logits, target, torch.full_like(own, -1.0))
             grad_states[rows] = logits @ table
             if grad_table.dtype == dtype:
                 grad_table.addmm_(logits.T, states[rows])
@@ -196,7 +196,7 @@ def _leading(
     else:
         logits.addcmul_(cooled, share.to(logits.dtype))
     change = coefficient * (q * (rest / left) - p)
-    logits.scatter_add_(1, said.items, change.where(there, 0.0).to(logits.dtype))
+    add_at(logits, said.items, change.where(there, 0.0))
     return divergence, weight * how.factor, whole - own
 
 
