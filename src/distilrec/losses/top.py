@@ -4,11 +4,14 @@ The k largest of a row lie in the k blocks of columns with the largest maxima (a
 so one reading for the maxima and a search of k blocks find them.
 """
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 BLOCK = 64  # columns whose maximum is formed first
 _DEALT = 16  # columns in a group
+_FEW_THREADS = 2
 
 
 def best_columns(scores: Tensor, k: int) -> Tensor:
@@ -21,13 +24,6 @@ def best_columns(scores: Tensor, k: int) -> Tensor:
     return torch.where(found < k * BLOCK, inside, found - k * BLOCK + whole)
 
 
-def kth_largest(scores: Tensor, k: int) -> Tensor:
-    """Return the k-th largest number in each row of [t, N], [t, 1]; the least one where N is smaller than k."""
-    k = min(k, scores.shape[1])
-    values = scores if _few(scores, k) else _candidates(scores, k)[1]
-    return values.topk(k, dim=1).values[:, -1:]
-
-
 def among_largest(scores: Tensor, picked: Tensor, k: int) -> Tensor:
     """Return whether `picked` [t, M], numbers of the rows of `scores` [t, N], are among their row's k largest, [t, M] bool.
 
@@ -37,16 +33,55 @@ def among_largest(scores: Tensor, picked: Tensor, k: int) -> Tensor:
     k = min(k, scores.shape[1])
     groups = scores.shape[1] // _DEALT
     if groups < 2 * k:
-        return picked >= scores.topk(k, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
+        return picked >= _kth(scores, k)
     whole = groups * _DEALT
-    bounds, at = scores[:, :whole].unflatten(1, (_DEALT, groups)).amax(dim=1).topk(k, dim=1, sorted=False)
-    found = picked >= bounds.amin(dim=1, keepdim=True)
+    bounds, at = _leading_groups(scores[:, :whole].unflatten(1, (_DEALT, groups)), k)
+    found = picked >= bounds
     rows = found.any(dim=1).nonzero()[:, 0]
     if len(rows):
         columns = (at[rows, None, :] + torch.arange(0, whole, groups, device=at.device)[:, None]).flatten(1)
         some = scores if len(rows) == len(scores) else scores[rows]
         values = torch.cat([some.gather(1, columns), some[:, whole:]], dim=1)
-        found[rows] = picked[rows] >= values.topk(k, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
+        found[rows] = picked[rows] >= _kth(values, k)
+    return found
+
+
+def _kth(values: Tensor, k: int) -> Tensor:
+    """Return the k-th largest number of each row of [t, n], k <= n, [t, 1]."""
+    if not _by_numpy(values):
+        return values.topk(k, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
+    place = values.shape[1] - k
+    parted = np.partition(_wide(values), place, axis=1)[:, place, None]
+    return torch.from_numpy(parted).to(values.dtype)
+
+
+def _leading_groups(dealt: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the k-th largest maximum over the groups of [t, _DEALT, C], [t, 1], and the groups of the k largest, [t, k]."""
+    if not _by_numpy(dealt):
+        values, at = dealt.amax(dim=1).topk(k, dim=1, sorted=False)
+        return values.amin(dim=1, keepdim=True), at
+    if (
+        dealt.dtype == torch.bfloat16
+    ):  # the bits of what is not negative stand in the order of the numbers, and are read faster
+        bounds, at = _parted(dealt.view(torch.int16).amax(dim=1).view(torch.bfloat16), k)
+        if not (bounds < 0).any():  # then a group of negative numbers alone, whose maximum is wrong, is not among the k
+            return bounds, at
+    return _parted(dealt.amax(dim=1), k)
+
+
+def _by_numpy(values: Tensor) -> bool:
+    """Return whether numpy, which selects with vector instructions but in one thread, is ahead of torch: the other way round there."""
+    return values.device.type == "cpu" and torch.get_num_threads() <= _FEW_THREADS
+
+
+def _parted(maxima: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    place = maxima.shape[1] - k
+    at = torch.from_numpy(np.argpartition(_wide(maxima), place, axis=1)[:, place:])
+    return maxima.gather(1, at[:, :1]), at
+
+
+def _wide(values: Tensor) -> npt.NDArray[np.floating]:
+    found: npt.NDArray[np.floating] = values.to(torch.promote_types(values.dtype, torch.float32)).numpy()
     return found
 
 
