@@ -40,8 +40,11 @@ def among_largest(scores: Tensor, picked: Tensor, k: int) -> Tensor:
     rows = found.any(dim=1).nonzero()[:, 0]
     if len(rows):
         columns = (at[rows, None, :] + torch.arange(0, whole, groups, device=at.device)[:, None]).flatten(1)
-        some = scores if len(rows) == len(scores) else scores[rows]
-        values = torch.cat([some.gather(1, columns), some[:, whole:]], dim=1)
+        behind = torch.arange(whole, scores.shape[1], device=at.device).expand(len(rows), -1)
+        places = torch.cat([columns, behind], dim=1).add_(rows[:, None] * scores.shape[1])
+        values = (
+            scores.reshape(-1).index_select(0, places.view(-1)).view_as(places)
+        )  # scores[rows] would copy whole rows
         found[rows] = picked[rows] >= _kth(values, k)
     return found
 
