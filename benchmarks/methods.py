@@ -5,15 +5,16 @@
     python benchmarks/methods.py train --students sasrec --seeds 42 --share 0/2 --threads 1    # and 1/2 beside it: faster
     python benchmarks/methods.py report                     # results/dllm2rec.json, of the cells that are kept
 
-Settings: configs/dllm2rec/DATASET.yaml. A cell is a data set, a student, a method and a seed; it is trained on the training
-part, its best epoch picked on validation, and ranks the whole catalogue for every test user, items of the history taken out,
-targets that never occur in training counted. A killed training resumes. The ranks of a done one are kept in
-results/ranks/dllm2rec/ (`kept.py`), so that the table may be filled by and by: a row of an earlier report stays, and is marked
-`earlier`, until as many seeds of it are kept. A figure is the mean over users of the mean over seeds, its interval a bootstrap
-over users; p is a Wilcoxon signed-rank test of the users' gains against the plain student with the same seeds, corrected after
-Holm over all rows. `users_and_seeds` says how sure a difference is where the seeds are drawn too (`evaluation/crossed.py`).
-Ablations are tested against the whole method, and a student that names another under `against` is tested against that one's
-plain training: a width that pays with a teacher only must not be held against its own worse plain self.
+Settings: configs/dllm2rec/DATASET.yaml; a student's `methods` there hold what validation chose for a method under that student
+alone. A cell is a data set, a student, a method and a seed; it is trained on the training part, its best epoch picked on
+validation, and ranks the whole catalogue for every test user, items of the history taken out, targets that never occur in
+training counted. A killed training resumes. The ranks of a done one are kept in results/ranks/dllm2rec/ (`kept.py`), so that the
+table may be filled by and by: a row of an earlier report stays, and is marked `earlier`, until as many seeds of it are kept. A
+figure is the mean over users of the mean over seeds, its interval a bootstrap over users; p is a Wilcoxon signed-rank test of the
+users' gains against the plain student with the same seeds, corrected after Holm over all rows. `users_and_seeds` says how sure a
+difference is where the seeds are drawn too (`evaluation/crossed.py`). Ablations are tested against the whole method, and a student
+that names another under `against` is tested against that one's plain training: a width that pays with a teacher only must not be
+held against its own worse plain self.
 """
 
 import argparse
@@ -45,6 +46,7 @@ CONFIGS = Path("configs/dllm2rec")
 DATASETS = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 TEACHER_SEED, SEEDS = 42, [42, 43, 44]
 _NOT_OF_A_RUN = ("students", "methods", "ablations", "teacher_train")  # in the file beside a run's configuration
+_NOT_OF_A_STUDENT = ("against", "methods")
 Cell = tuple[str, str, str, str | None, int]  # data set, student, method, ablation, seed
 Found = dict[tuple[str, str, str, str | None], dict[int, tuple[Ranks, dict[str, Any]]]]  # by seed
 
@@ -103,15 +105,25 @@ def configuration(name: str, student: str, method: str, seed: int, data: Path, a
     """Return the configuration of one cell."""
     content = settings_of(name)
     students, methods, ablations, _ = (content.pop(key) for key in _NOT_OF_A_RUN)
-    own = dict(students[student] or {})
-    own.pop("against", None)
-    content["train"] = {**content["train"], **own.pop("train", {})}
+    own = {key: value for key, value in (students[student] or {}).items() if key not in _NOT_OF_A_STUDENT}
+    tuned = tuned_settings(students[student], method)
+    content["train"] = {**content["train"], **own.pop("train", {}), **tuned.pop("train", {})}
     content["student"] = {"name": student, **own}
-    content["method"] = {"name": method, **(methods[method] or {}), **(ablations[ablation] if ablation else {})}
+    content["method"] = {
+        "name": method,
+        **(methods[method] or {}),
+        **tuned,
+        **(ablations[ablation] if ablation else {}),
+    }
     content["name"] = f"{name}-{student}-{seed}"
     for key in ("interactions", "items"):
         content["data"][key] = str(data / content["data"][key])
     return load_config(None, [f"seed={seed}"], content)
+
+
+def tuned_settings(student: dict[str, Any] | None, method: str) -> dict[str, Any]:
+    """Return what the file sets for a method under one student alone: settings of the method and, under `train`, of the training."""
+    return dict(((student or {}).get("methods") or {}).get(method) or {})
 
 
 def taught(name: str, arguments: argparse.Namespace) -> Pipeline:
@@ -157,7 +169,9 @@ def place(cell: Cell, arguments: argparse.Namespace) -> tuple[Path, Any]:
             "teacher_train": of_teacher,
             "method": [method, methods[method], ablations[ablation] if ablation else None],
         }
-    of_student = {key: value for key, value in (students[student] or {}).items() if key != "against"}
+    if tuned := tuned_settings(students[student], method):
+        content["tuned"] = tuned
+    of_student = {key: value for key, value in (students[student] or {}).items() if key not in _NOT_OF_A_STUDENT}
     content["cell"] = [student, of_student, seed]
     file = f"{name}-{student}-{ablation or method}-{seed}.npz".replace(" ", "_")
     return arguments.out.parent / "ranks" / arguments.out.stem / file, content

@@ -103,6 +103,35 @@ def test_what_a_student_is_held_against_is_no_setting_of_it(monkeypatch: pytest.
     assert (found.student.name, found.student.settings()) == ("sasrec", {"hidden_size": 8})
 
 
+def test_a_method_may_be_set_for_one_student_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    dros = {"hidden_size": 8, "train": {"loss": {"dro_weight": 0.1}}}
+    tuned = {"dllm2rec": {"ranking_weight": 2, "train": {"loss": {"dro_weight": 0.3}}}}
+    content: dict[str, Any] = {
+        "data": {"interactions": "a.txt", "items": "a.csv"}, "train": {"epochs": 3}, "evaluate": {},
+        "students": {"sasrec": None, "dros": dros}, "teacher_train": {},
+        "methods": {"plain": None, "rd": {}, "dllm2rec": {"ranking_weight": 1, "top_k": 7}}, "ablations": {"none": {"top_k": 9}},
+    }  # fmt: skip
+    monkeypatch.setattr(methods, "settings_of", lambda name: dict(content))
+    arguments = argparse.Namespace(out=tmp_path / "some.json")
+
+    def kept_for(student: str, method: str) -> Any:
+        return methods.place(("any", student, method, None, 1), arguments)[1]
+
+    def made(student: str, method: str, ablation: str | None = None) -> tuple[Any, ...]:
+        one = configuration("any", student, method, 1, tmp_path, ablation)
+        return one.train.epochs, one.train.loss.dro_weight, one.method.settings()
+
+    cells = [("sasrec", "dllm2rec"), ("dros", "plain"), ("dros", "rd"), ("dros", "dllm2rec")]
+    before = {cell: (made(*cell), kept_for(*cell)) for cell in cells}
+    dros["methods"] = tuned
+    for cell in cells[:3]:
+        assert (made(*cell), kept_for(*cell)) == before[cell]
+    assert made("dros", "dllm2rec") == (3, 0.3, {"ranking_weight": 2, "top_k": 7})
+    assert made("dros", "dllm2rec", "none") == (3, 0.3, {"ranking_weight": 2, "top_k": 9})
+    assert kept_for("dros", "dllm2rec") != before["dros", "dllm2rec"][1]
+    assert tuned["dllm2rec"]["train"] == {"loss": {"dro_weight": 0.3}}  # the file's own are left as they are
+
+
 def test_a_report_of_a_part_forms_the_table_of_baselines_from_everything(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
