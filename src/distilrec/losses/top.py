@@ -42,9 +42,8 @@ def among_largest(scores: Tensor, picked: Tensor, k: int) -> Tensor:
         columns = (at[rows, None, :] + torch.arange(0, whole, groups, device=at.device)[:, None]).flatten(1)
         behind = torch.arange(whole, scores.shape[1], device=at.device).expand(len(rows), -1)
         places = torch.cat([columns, behind], dim=1).add_(rows[:, None] * scores.shape[1])
-        values = (
-            scores.reshape(-1).index_select(0, places.view(-1)).view_as(places)
-        )  # scores[rows] would copy whole rows
+        # scores[rows] would copy whole rows for the sake of a few numbers
+        values = scores.reshape(-1).index_select(0, places.view(-1)).view_as(places)
         found[rows] = picked[rows] >= _kth(values, k)
     return found
 
@@ -63,9 +62,8 @@ def _leading_groups(dealt: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if not _by_numpy(dealt):
         values, at = dealt.amax(dim=1).topk(k, dim=1, sorted=False)
         return values.amin(dim=1, keepdim=True), at
-    if (
-        dealt.dtype == torch.bfloat16
-    ):  # the bits of what is not negative stand in the order of the numbers, and are read faster
+    # read as whole numbers, which is faster, the bits of numbers that are not negative stand in the same order
+    if dealt.dtype == torch.bfloat16:
         bounds, at = _parted(dealt.view(torch.int16).amax(dim=1).view(torch.bfloat16), k)
         if not (bounds < 0).any():  # then a group of negative numbers alone, whose maximum is wrong, is not among the k
             return bounds, at
