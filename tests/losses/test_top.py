@@ -42,7 +42,7 @@ def test_best_columns_are_those_of_a_sort(width: int, k: int) -> None:
 
 @pytest.mark.parametrize("k", [1, 3, 20, 10_000])
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("threads", [1, 16])
+@pytest.mark.parametrize("threads", [1, 2, 16])
 def test_what_is_among_the_largest_is_that_of_a_sort(
     width: int, k: int, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

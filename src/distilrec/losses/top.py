@@ -11,7 +11,7 @@ from torch import Tensor
 
 BLOCK = 64  # columns whose maximum is formed first
 _DEALT = 16  # columns in a group
-_FEW_THREADS = 2
+_FEW_THREADS, _MANY = 2, 20
 
 
 def best_columns(scores: Tensor, k: int) -> Tensor:
@@ -50,7 +50,7 @@ def among_largest(scores: Tensor, picked: Tensor, k: int) -> Tensor:
 
 def _kth(values: Tensor, k: int) -> Tensor:
     """Return the k-th largest number of each row of [t, n], k <= n, [t, 1]."""
-    if not _by_numpy(values):
+    if not _by_numpy(values, k):
         return values.topk(k, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
     place = values.shape[1] - k
     parted = np.partition(_wide(values), place, axis=1)[:, place, None]
@@ -59,7 +59,7 @@ def _kth(values: Tensor, k: int) -> Tensor:
 
 def _leading_groups(dealt: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the k-th largest maximum over the groups of [t, _DEALT, C], [t, 1], and the groups of the k largest, [t, k]."""
-    if not _by_numpy(dealt):
+    if not _by_numpy(dealt, k):
         values, at = dealt.amax(dim=1).topk(k, dim=1, sorted=False)
         return values.amin(dim=1, keepdim=True), at
     # read as whole numbers, which is faster, the bits of numbers that are not negative stand in the same order
@@ -70,9 +70,9 @@ def _leading_groups(dealt: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return _parted(dealt.amax(dim=1), k)
 
 
-def _by_numpy(values: Tensor) -> bool:
-    """Return whether numpy, which selects with vector instructions but in one thread, is ahead of torch: the other way round there."""
-    return values.device.type == "cpu" and torch.get_num_threads() <= _FEW_THREADS
+def _by_numpy(values: Tensor, k: int) -> bool:
+    """Return whether numpy's selection, by vector instructions in one thread, is ahead of torch's, whose cost grows with k."""
+    return values.device.type == "cpu" and torch.get_num_threads() <= (1 if k < _MANY else _FEW_THREADS)
 
 
 def _parted(maxima: Tensor, k: int) -> tuple[Tensor, Tensor]:
