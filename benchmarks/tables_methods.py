@@ -269,8 +269,9 @@ def baselines_table(rows: list[dict[str, Any]]) -> str:
     lines += [
         "",
         "Cells whose ranks are kept; gains are means over students and seeds; p: Wilcoxon signed-rank test of users' NDCG@10, "
-        "averaged over students and seeds, after Holm over this table. dllm2rec and soft_labels have the settings that "
-        "validation on Beauty chose (`configs/dllm2rec`), the other baselines those of their papers. `results/dllm2rec.json`.",
+        "averaged over students and seeds, after Holm over this table. dllm2rec, and soft_labels but for DROS, have the "
+        "settings that validation on Beauty chose (`configs/dllm2rec`), the other baselines those of their papers. "
+        "`results/dllm2rec.json`.",
     ]
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""Shared by tests of students that read every prefix of a history on its own: what is read, and two claims about it."""
+"""Shared by tests of students that read every prefix of a history on its own: what is read, and how far two ways lie apart."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -19,21 +19,23 @@ def histories(rows: int) -> Tensor:
 
 
 @torch.inference_mode()
-def every_prefix_equals(student: S, lengths: Tensor, by_the_book: Callable[[S, Tensor, Tensor], Tensor]) -> None:
-    """Claim that the states of all prefixes, and those at the ends, are what the equations say of each prefix alone."""
+def apart_by_prefixes(student: S, lengths: Tensor, by_the_book: Callable[[S, Tensor, Tensor], Tensor]) -> float:
+    """Return how far the states of all prefixes, and those at the ends, are from what the equations say of each prefix alone."""
+    worst = 0.0
     table, some = student.item_vectors(), histories(len(lengths))
     states = student.encode(some, lengths, table)
     last = student.encode_last(some, lengths, table)
     for row, history in enumerate(some):
         for t in range(LENGTH):
             expected = by_the_book(student, history[: t + 1], table)
-            torch.testing.assert_close(states[row, t], expected, rtol=1e-4, atol=1e-5)
+            worst = max(worst, apart(states[row, t], expected))
             if t + 1 == lengths[row]:
-                torch.testing.assert_close(last[row], expected, rtol=1e-4, atol=1e-5)
+                worst = max(worst, apart(last[row], expected))
+    return worst
 
 
-def gradients_do_not_depend_on_the_pieces(monkeypatch: pytest.MonkeyPatch, make: Callable[[], Student]) -> None:
-    """Claim that it does not matter how many pairs of positions are formed at a time."""
+def apart_by_pieces(monkeypatch: pytest.MonkeyPatch, make: Callable[[], Student]) -> float:
+    """Return how far gradients lie apart that are formed from many pairs of positions at a time, and from few."""
     some, lengths = histories(6), torch.full((6,), LENGTH)
 
     def gradients(pair_numbers: int) -> list[Tensor]:
@@ -44,5 +46,9 @@ def gradients_do_not_depend_on_the_pieces(monkeypatch: pytest.MonkeyPatch, make:
 
     whole = gradients(1 << 22)
     assert len(whole) > 3
-    for one, other in zip(whole, gradients(300), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    return max(apart(one, other) for one, other in zip(whole, gradients(300), strict=True))
+
+
+def apart(found: Tensor, expected: Tensor) -> float:
+    """Return the largest distance, 1 being what single precision explains; without end where something is no number."""
+    return float(((found - expected).abs() / (1e-5 + 1e-4 * expected.abs())).nan_to_num(torch.inf).max())

@@ -88,7 +88,8 @@ class _CatalogueLoss(torch.autograd.Function):
 def add_at(matrix: Tensor, columns: Tensor, values: Tensor) -> Tensor:
     """Add `values` [t, M] to the contiguous [t, N] `matrix` at `columns` [t, M], in place, a repeated one as often as it comes.
 
-    `scatter_add_` does the same; where numbers have 16 bits it widens the whole matrix on a CPU, and narrows it again.
+    `scatter_add_` does the same; where numbers have 16 bits it widens the whole matrix on a CPU, and narrows it again, so that a
+    repeated column is rounded once there and each time here.
     """
     places = columns + torch.arange(0, matrix.numel(), matrix.shape[1], device=columns.device)[:, None]
     matrix.view(-1).index_add_(0, places.view(-1), values.to(matrix.dtype).reshape(-1))
