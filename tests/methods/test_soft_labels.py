@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from distilrec.config import LossSettings
 from distilrec.data.batching import Batch
 from distilrec.errors import ConfigError, InputError
 from distilrec.knowledge.store import NOTHING, Knowledge
@@ -20,7 +19,16 @@ from distilrec.losses.objective import Objective
 from distilrec.methods import soft_labels
 from distilrec.methods.soft_labels import SoftLabels, SoftLabelsSettings, entropy, listed_divergence
 from distilrec.settings import checked
-from fixtures_rankings import LISTS, LOSSES, N_ITEMS, deaf_behind_the_ends, plain_to_the_bit, student, with_negatives
+from fixtures_rankings import (
+    LISTS,
+    LOSSES,
+    N_ITEMS,
+    deaf_behind_the_ends,
+    made,
+    plain_to_the_bit,
+    student,
+    with_negatives,
+)
 
 SETTINGS: list[dict[str, Any]] = [
     {},
@@ -55,9 +63,7 @@ def batch(examples: Sequence[int] = (1, 2, 3, 4, 5, 9, 8, 99)) -> Batch:
 
 
 def method_of(changes: dict[str, Any], said: Knowledge | None = None, loss: str = "ce") -> SoftLabels:
-    method = SoftLabels(SoftLabelsSettings.model_validate(changes), said if said is not None else knowledge())
-    method.objective = Objective(LossSettings(name=loss, negatives=4), torch.arange(1, N_ITEMS + 1))
-    return method
+    return made(SoftLabels, changes, said if said is not None else knowledge(), loss)
 
 
 def naive(states: Tensor, table: Tensor, asked: Batch, said: Knowledge, settings: SoftLabelsSettings) -> Tensor:
