@@ -4,6 +4,7 @@
     python benchmarks/methods.py train                      # every cell that is not trained yet: hours
     python benchmarks/methods.py train --students sasrec --seeds 42 --share 0/2 --threads 1    # and 1/2 beside it: faster
     python benchmarks/methods.py report                     # results/dllm2rec.json, of the cells that are kept
+    python benchmarks/methods.py try --students dros --methods rrd --seeds 42 --set method.weight=0.3 train.loss.dro_weight=0.003
 
 Settings: configs/dllm2rec/DATASET.yaml; a student's `methods` there hold what validation chose for a method under that student
 alone. A cell is a data set, a student, a method and a seed; it is trained on the training part, its best epoch picked on
@@ -12,14 +13,16 @@ training counted. A killed training resumes. The ranks of a done one are kept in
 table may be filled by and by: a row of an earlier report stays, and is marked `earlier`, until as many seeds of it are kept. A
 figure is the mean over users of the mean over seeds, its interval a bootstrap over users; p is a Wilcoxon signed-rank test of the
 users' gains against the plain student with the same seeds, corrected after Holm over all rows. `users_and_seeds` says how sure a
-difference is where the seeds are drawn too (`evaluation/crossed.py`). Ablations are tested against the whole method, and a student
+difference is where the seeds are drawn too (`evaluation/crossed.py`). `try` trains a cell with other settings and adds what validation
+said to results/raw/dllm2rec_tried.jsonl; of the test users it sees none. Ablations are tested against the whole method, and a student
 that names another under `against` is tested against that one's plain training: a width that pays with a teacher only must not be
 held against its own worse plain self.
 """
 
 import argparse
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -37,7 +40,8 @@ from distilrec.evaluation.significance import Comparison, Side, compare, holm
 from distilrec.files import read_json, write_json
 from distilrec.pipeline import Pipeline
 from distilrec.progress import say
-from distilrec.training.loop import load_fit
+from distilrec.students.base import Student
+from distilrec.training.loop import Fit, load_fit
 from kept import Ranks, keep, kept  # the module beside this one
 
 METRICS = ("hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20")
@@ -54,7 +58,7 @@ Found = dict[tuple[str, str, str, str | None], dict[int, tuple[Ranks, dict[str, 
 def main() -> None:
     """Do what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["teach", "train", "report"])
+    parser.add_argument("what", choices=["teach", "train", "report", "try"])
     parser.add_argument("--datasets", nargs="+", default=DATASETS)
     parser.add_argument("--students", nargs="+", default=None)
     parser.add_argument("--methods", nargs="+", default=None, help="`ablations` stands for those of dllm2rec")
@@ -64,6 +68,9 @@ def main() -> None:
     parser.add_argument("--share", default="0/1", help="i/n: only every n-th cell, from the i-th on")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--out", type=Path, default=Path("results/dllm2rec.json"))
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="try: settings that differ from the file's"
+    )
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -74,6 +81,9 @@ def main() -> None:
         which, of = (int(part) for part in arguments.share.split("/"))
         for cell in list(cells(arguments))[which::of]:
             train(cell, arguments)
+    elif arguments.what == "try":
+        for cell in cells(arguments):
+            attempt(cell, arguments)
     else:
         report(arguments)
 
@@ -101,8 +111,16 @@ def settings_of(name: str) -> dict[str, Any]:
     return content
 
 
-def configuration(name: str, student: str, method: str, seed: int, data: Path, ablation: str | None = None) -> Config:
-    """Return the configuration of one cell."""
+def configuration(
+    name: str,
+    student: str,
+    method: str,
+    seed: int,
+    data: Path,
+    ablation: str | None = None,
+    changes: Sequence[str] = (),
+) -> Config:
+    """Return the configuration of one cell, `changes` (KEY=VALUE) laid over it."""
     content = settings_of(name)
     students, methods, ablations, _ = (content.pop(key) for key in _NOT_OF_A_RUN)
     own = {key: value for key, value in (students[student] or {}).items() if key not in _NOT_OF_A_STUDENT}
@@ -118,7 +136,7 @@ def configuration(name: str, student: str, method: str, seed: int, data: Path, a
     content["name"] = f"{name}-{student}-{seed}"
     for key in ("interactions", "items"):
         content["data"][key] = str(data / content["data"][key])
-    return load_config(None, [f"seed={seed}"], content)
+    return load_config(None, [f"seed={seed}", *changes], content)
 
 
 def tuned_settings(student: dict[str, Any] | None, method: str) -> dict[str, Any]:
@@ -136,21 +154,47 @@ def taught(name: str, arguments: argparse.Namespace) -> Pipeline:
     return Pipeline(load_config(None, [f"seed={TEACHER_SEED}"], content), arguments.runs / content["name"])
 
 
-def train(cell: Cell, arguments: argparse.Namespace) -> Ranks:
-    """Train a cell unless it is trained, and return the ranks of the test targets, [n]."""
+def trained(cell: Cell, arguments: argparse.Namespace, changes: Sequence[str] = ()) -> tuple[Pipeline, Student, Fit]:
+    """Train a cell unless it is trained: its run, the student and how the training went."""
     name, student, method, ablation, seed = cell
     run = Pipeline(
-        configuration(name, student, method, seed, arguments.data, ablation),
+        configuration(name, student, method, seed, arguments.data, ablation, changes),
         arguments.runs / f"{name}-{student}-{seed}",
         taught=taught(name, arguments),
     )
-    if method == "plain":
-        model, stage = run.student, run.stages["student"]
-    else:
-        model, stage = run.distilled, run.stages["distilled"]
+    model, stage = (run.student, "student") if method == "plain" else (run.distilled, "distilled")
+    return run, model, load_fit(run.stages[stage].folder)
+
+
+def attempt(cell: Cell, arguments: argparse.Namespace) -> None:
+    """Train a cell with other settings and note what validation says of it."""
+    name, student, method, ablation, seed = cell
+    run, _, fit = trained(cell, arguments, arguments.set)
+    settings = {
+        "student": run.config.student.settings(),
+        "method": run.config.method.settings(),
+        "train": run.config.train.model_dump(),
+    }
+    row = {
+        "dataset": name, "student": student, "method": method, **({"ablation": ablation} if ablation else {}), "seed": seed,
+        "set": arguments.set, "valid": round(fit.best, 5), "best_epoch": fit.best_epoch, "epochs": len(fit.history),
+        "settings": settings,
+    }  # fmt: skip
+    line, path = json.dumps(row) + "\n", arguments.out.parent / "raw" / f"{arguments.out.stem}_tried.jsonl"
+    if not path.exists() or line not in path.read_text(encoding="utf-8"):
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line)
+    say(
+        f"{name} {student} {method} {seed} {' '.join(arguments.set)}: validation {fit.best:.5f}, epoch {fit.best_epoch}"
+    )
+
+
+def train(cell: Cell, arguments: argparse.Namespace) -> Ranks:
+    """Train a cell unless it is trained, and return the ranks of the test targets, [n]."""
+    name, student, method, ablation, seed = cell
+    run, model, fit = trained(cell, arguments)
     examples = np.asarray(run.data.examples("test"))
     ranks = target_ranks(model, run.data, examples, filter_seen=run.config.evaluate.filter_seen)
-    fit = load_fit(stage.folder)
     keep(*place(cell, arguments), {"test": ranks}, {"best_epoch": fit.best_epoch, "valid": fit.best})
     shown = ", ".join(f"{metric} {gain(metric, ranks).mean():.4f}" for metric in ("hr@10", "ndcg@10"))
     say(f"{name} {student} {method}{f' ({ablation})' if ablation else ''} {seed}: {shown}")

@@ -1,7 +1,10 @@
 """Rows of the table of methods: which stay from an earlier report, and what a student is held against."""
 
 import argparse
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -146,3 +149,39 @@ def test_a_report_of_a_part_forms_the_table_of_baselines_from_everything(
     part = {"datasets": ["amazon-beauty"], "students": ["dros"], "methods": ["plain"], "seeds": [42]}
     methods.report(argparse.Namespace(**part, out=tmp_path / "some.json"))
     assert asked == [(["dros"], [42], ["plain"]), (None, methods.SEEDS, None)]
+
+
+def test_what_was_tried_is_noted_once_with_its_settings_and_lies_over_those_of_the_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    content: dict[str, Any] = {
+        "data": {"interactions": "a.txt", "items": "a.csv"}, "train": {"epochs": 3}, "teacher_train": {}, "ablations": {},
+        "students": {"dros": {"hidden_size": 8, "methods": {"rd": {"alpha": 0.1, "train": {"loss": {"dro_weight": 0.3}}}}}},
+        "methods": {"rd": {"top_k": 7}},
+    }  # fmt: skip
+    made = []
+
+    def trained(cell: Any, arguments: argparse.Namespace, changes: Sequence[str] = ()) -> Any:
+        run = SimpleNamespace(config=configuration(*cell[:3], cell[4], arguments.data, cell[3], changes))
+        made.append(run.config)
+        return run, None, SimpleNamespace(best=0.123456, best_epoch=4, history=[{}] * 6)
+
+    monkeypatch.setattr(methods, "settings_of", lambda name: dict(content))
+    monkeypatch.setattr(methods, "trained", trained)
+    (tmp_path / "raw").mkdir()
+    lines = tmp_path / "raw" / "some_tried.jsonl"
+    for words in (["method.alpha=0.8"], ["method.alpha=0.8"], ["student.hidden_size=4", "train.loss.dro_weight=0.5"]):
+        arguments = argparse.Namespace(out=tmp_path / "some.json", data=tmp_path, runs=tmp_path, set=words)
+        methods.attempt(("any", "dros", "rd", None, 1), arguments)
+    first, second = (json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines())
+    assert (first["valid"], first["best_epoch"], first["epochs"], first["seed"]) == (0.12346, 4, 6, 1)
+    assert (first["set"], first["method"], first["settings"]["method"]) == (
+        ["method.alpha=0.8"], "rd", {"alpha": 0.8, "top_k": 7},
+    )  # fmt: skip
+    assert first["settings"]["train"]["loss"]["dro_weight"] == 0.3
+    assert second["settings"]["method"] == {"alpha": 0.1, "top_k": 7}
+    assert (second["settings"]["student"], second["settings"]["train"]["loss"]["dro_weight"]) == (
+        {"hidden_size": 4},
+        0.5,
+    )
+    assert [one.seed for one in made] == [1, 1, 1]
