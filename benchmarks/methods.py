@@ -72,6 +72,8 @@ def main() -> None:
         "--set", nargs="+", default=[], metavar="KEY=VALUE", help="try: settings that differ from the file's"
     )
     arguments = parser.parse_args()
+    if wrong := unknown(arguments):
+        parser.error(wrong)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     if arguments.what == "teach":
@@ -86,6 +88,20 @@ def main() -> None:
             attempt(cell, arguments)
     else:
         report(arguments)
+
+
+def unknown(arguments: argparse.Namespace) -> str | None:
+    """Return one line about a data set, student or method that no settings name; a misspelt one would be a cell less, in silence."""
+    known = {"datasets": {path.stem for path in CONFIGS.glob("*.yaml")}, "students": set(), "methods": {"ablations"}}
+    for name in known["datasets"]:
+        content = settings_of(name)
+        known["students"] |= set(content["students"])
+        known["methods"] |= set(content["methods"])
+    for what, names in known.items():
+        for name in getattr(arguments, what) or ():
+            if name not in names:
+                return f"--{what}: no {name!r} in {CONFIGS}, there are: {', '.join(sorted(names))}"
+    return None
 
 
 def cells(arguments: argparse.Namespace) -> Iterator[Cell]:
@@ -181,6 +197,7 @@ def attempt(cell: Cell, arguments: argparse.Namespace) -> None:
         "settings": settings,
     }  # fmt: skip
     line, path = json.dumps(row) + "\n", arguments.out.parent / "raw" / f"{arguments.out.stem}_tried.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists() or line not in path.read_text(encoding="utf-8"):
         with path.open("a", encoding="utf-8") as file:
             file.write(line)

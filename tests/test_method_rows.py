@@ -168,7 +168,6 @@ def test_what_was_tried_is_noted_once_with_its_settings_and_lies_over_those_of_t
 
     monkeypatch.setattr(methods, "settings_of", lambda name: dict(content))
     monkeypatch.setattr(methods, "trained", trained)
-    (tmp_path / "raw").mkdir()
     lines = tmp_path / "raw" / "some_tried.jsonl"
     for words in (["method.alpha=0.8"], ["method.alpha=0.8"], ["student.hidden_size=4", "train.loss.dro_weight=0.5"]):
         arguments = argparse.Namespace(out=tmp_path / "some.json", data=tmp_path, runs=tmp_path, set=words)
@@ -185,3 +184,22 @@ def test_what_was_tried_is_noted_once_with_its_settings_and_lies_over_those_of_t
         0.5,
     )
     assert [one.seed for one in made] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--datasets", "amazon-beuty"], "no 'amazon-beuty' in"),
+        (["--students", "sasrec", "dross"], "no 'dross' in"),
+        (["--methods", "ablations", "dllm2rek"], "no 'dllm2rek' in"),
+    ],
+)
+def test_a_misspelt_name_is_refused_in_one_line(
+    words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = {"students": {"sasrec": {}, "gru4rec": None}, "methods": {"plain": None, "dllm2rec": {}}}
+    monkeypatch.setattr(methods, "settings_of", lambda name: content)
+    monkeypatch.setattr("sys.argv", ["methods.py", "report", *words])
+    with pytest.raises(SystemExit):
+        methods.main()
+    assert said in capsys.readouterr().err.splitlines()[-1]
