@@ -121,7 +121,7 @@ class LossSettings(Settings):
 class TrainSettings(Settings):
     """How a model is trained. One loop serves students and teachers.
 
-    `loss`: see `LossSettings`; teachers always train with `ce`. `accumulate`: batches whose gradients make one step.
+    `loss`: see `LossSettings`. `accumulate`: batches whose gradients make one step.
     `batch_tokens`: history items in a batch, padding included. `stride`: how far apart the windows start into which a
     history longer than the model's reach is cut; half the reach if not set. `validate_every`: validate after every n-th epoch.
     `patience`: stop after so many validations without a gain.

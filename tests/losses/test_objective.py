@@ -113,7 +113,8 @@ def naive(
             count, against = len(against), [j for j in against if j not in barred]
         for m, item in enumerate(items[t].tolist()):
             if published and name == "bce" and m > 0:
-                cell = -torch.sigmoid(y[item]).log() - sum(torch.sigmoid(1 - y[j]).log() for j in against)
+                pushed = [torch.sigmoid(1 - y[j]).log() for j in against]
+                cell = -torch.sigmoid(y[item]).log() - sum(pushed) / max(len(pushed), 1)
             else:
                 cell = naive_cell(name, settings, y, item, [j for j in against if j != item], count)
             parts["ranking" if m else "target"].append(weights[t, m] * cell)
@@ -156,7 +157,16 @@ def test_any_problem(seed: int, settings: dict[str, Any]) -> None:
     compare(settings, seed)
 
 
-@pytest.mark.parametrize("more", [{}, {"shared": False}, {"exclude_history": True, "negatives": 2}], ids=str)
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"shared": False},
+        {"exclude_history": True, "negatives": 2},
+        {"name": "dro", "base": "bce", "negatives": 1},
+    ],
+    ids=str,
+)
 def test_the_published_ranking_part(more: dict[str, Any]) -> None:
     compare({"name": "bce"} | more, 0, published=True)
 

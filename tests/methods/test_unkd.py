@@ -188,6 +188,32 @@ def test_the_mean_over_many_pairs_is_the_mean_over_all_pairs() -> None:
     assert found == pytest.approx(top / bottom, rel=0.02)
 
 
+def test_a_listed_item_meets_the_tail_as_often_as_the_ranks_behind_the_list_say(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # One group of 12 items, 4 listed besides the target: ranks 5 to 11 are behind the list, and 5 of 12 items are none of theirs.
+    monkeypatch.setattr(unkd, "pair_costs", lambda listed, _behind, _better, worse: (worse == listed.shape[1]).double())
+    torch.manual_seed(0)
+    found = method(groups=1, pairs=200_000, rank_decay=3.0).loss(batch((2,), (7,)), *student(1))["ranking"].item()
+    chances = [math.exp(-rank / 3) for rank in range(11)]
+    with_tail = sum(chances[:4]) * sum(chances[4:])
+    listed_both = sum(chances[one] * chances[two] for one in range(4) for two in range(one))
+    assert found == pytest.approx(with_tail / (with_tail + listed_both), abs=0.01)
+
+
+@pytest.mark.parametrize(("pairs", "each"), [(1, 1), (4, 1), (5, 2)])
+def test_pairs_are_split_over_the_groups_and_rounded_up(pairs: int, each: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = []
+
+    def noted(weights: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        counts.append(count)
+        return draw_pairs(weights, count)
+
+    monkeypatch.setattr(unkd, "draw_pairs", noted)
+    method(groups=4, pairs=pairs).loss(batch(), *student())
+    assert counts == [each]
+
+
 def test_gradcheck() -> None:
     def part(states: Tensor, table: Tensor) -> Tensor:
         torch.manual_seed(3)

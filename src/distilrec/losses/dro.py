@@ -9,7 +9,8 @@ M_m = sum_(j not m) exp(a_j) + exp(b_m),
     l = sum_m w_m log M_m
     d l / d y_j = (2 p_j / beta) ( y_j exp(a_j) sum_(m not j) w_m / M_m  +  (y_j - 1) sum_(m = j) w_m exp(b_m) / M_m )
 
-Deviation: the largest exponent is taken out of each sum, which the published code does not do (it overflows), and the sum without
+Deviations: DROS adds the term to a binary cross-entropy; here `base` says to what, by default to the cross-entropy over the
+catalogue. The largest exponent is taken out of each sum, which the published code does not do (it overflows), and the sum without
 m is formed without m where m leads, not as a difference (which loses all digits there): the items that are no target are summed
 once, and each target adds the other targets to it. A dozen readings of N numbers a row make up its cost: `rows_at_a_time` is how many
 rows a core's own cache holds meanwhile.

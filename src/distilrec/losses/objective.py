@@ -92,7 +92,8 @@ class Objective:
             items: [T, M] int64.
             weights: [T, M]; or what gives them, [t, M], from the scores of a chunk of states (see `weigh` of `catalogue_loss`), for
                 which a loss that does not score the catalogue scores it once more. None: all are 1.
-            published: take the ranking's part of `bce` as DLLM2Rec's published code does, -log sigma(y) - log sigma(1 - z).
+            published: take the ranking's part of `bce` as DLLM2Rec's published code does, -log sigma(y) - log sigma(1 - z), the
+                latter a mean over the negatives (it has one).
 
         Returns:
             "target" and, where M is above 1, "ranking": the mean over T of the first column and of the sum over the others; with
@@ -158,7 +159,8 @@ class Objective:
         cells = (each_bce if name == "bce" else each_bpr)(positive, negative, unfit, again)
         if published and name == "bce":
             against = functional.softplus(negative - 1).masked_fill(unfit, 0.0).sum(dim=1, keepdim=True)
-            cells = torch.cat([cells[:, :1], functional.softplus(-positive[:, 1:]) + against], dim=1)
+            count = (~unfit).sum(dim=1, keepdim=True).clamp_min(1)  # one, there
+            cells = torch.cat([cells[:, :1], functional.softplus(-positive[:, 1:]) + against / count], dim=1)
         return cells
 
 

@@ -13,7 +13,8 @@ from all others, uniformly and shared by the batch (one product); their score is
 which have any scale: sigma would be next to 0 on every item. So scores are first brought to mean 0 and deviation 1, over all
 that is stored (`calibration: all`, which keeps that a teacher is surer of one example than of another), or over those of the
 example. Temperature and bias then act on deviations. (3) Items are drawn anew in each step and by the teacher's rank: the
-student-guided variant would need the student's ranking of the whole catalogue for every example.
+student-guided variant would need the student's ranking of the whole catalogue for every example. A rank is the place on the stored
+list, the target's counted where the teacher lists it.
 """
 
 from typing import Literal

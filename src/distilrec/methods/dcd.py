@@ -16,7 +16,8 @@ rank of an item behind it is taken to be the middle of those left. Under-estimat
 ranks the examples of the batch, `states` of them, for `items` drawn from their lists. How well an example fits is where the item
 stands on its list, since a teacher may give no scores, and scores of different lists need not compare; those without the item
 share the ranks left. (4) A discrepancy of 0 is never drawn: there is nothing to correct. (5) The paper's likelihood is a sum over
-A, here a mean, so that a weight need not follow how many are drawn.
+A, here a mean, so that a weight need not follow how many are drawn. (6) L_R draws by the place on the stored list, the
+target's counted where the teacher lists it.
 """
 
 import torch

@@ -44,6 +44,7 @@ class DLLM2RecSettings(Settings):
 
     `examples`: `alike`, as in the paper; `by_mass` multiplies the ranking's part of an example by the probability that the teacher
     gave to its K items together, for teachers whose scores are log-probabilities: one that is not sure of its list says less.
+    Where a teacher gives no scores w_c is the same for all its items.
     `projection`: f, `linear` or `mlp` (one hidden layer of `projection_hidden`). `vector_width`: how many principal directions of
     the teacher's vectors are kept; null keeps every dimension as it is. `whiten`: how far the directions are brought to equal
     variance, 0 to 1. `offset`: whether items have free vectors beside the projected ones.
@@ -127,15 +128,16 @@ class DLLM2Rec(Method):
 
     name = "dllm2rec"
     Settings = DLLM2RecSettings
-    needs = frozenset({"rankings", "item_vectors"})
+    needs = frozenset({"rankings", "scores", "item_vectors"})
     settings: DLLM2RecSettings
     knowledge: Knowledge
 
     @classmethod
     def needs_of(cls, settings: DLLM2RecSettings) -> frozenset[str]:
         """See `Method.needs_of`."""
-        parts = {"rankings": settings.ranking_weight, "item_vectors": settings.embedding_weight}
-        return frozenset(name for name, weight in parts.items() if weight > 0)
+        ranked, by_mass = settings.ranking_weight > 0, settings.examples == "by_mass"
+        parts = {"rankings": ranked, "scores": ranked and by_mass, "item_vectors": settings.embedding_weight > 0}
+        return frozenset(name for name, wanted in parts.items() if wanted)
 
     def item_embedding(self, table: nn.Module) -> nn.Module:
         """See `Method.item_embedding`: adds the projected vectors of the teacher."""

@@ -8,7 +8,9 @@ Kang et al., "Topology Distillation for Recommender System", KDD 2021. Items fal
                  mean over g, h of (cos(p^t_g, p^t_h) - cos(p^s_g, p^s_h))^2                     level "prototypes"
     L = L_student + weight * (gamma (inside + across) + (1 - gamma) assignment)
 
-Deviations: the paper's sums are means here, as every loss is, so that its lambda does not carry over; the weight is 1. The published
+Deviations: the paper's sums are means here, as every loss is, so that its lambda does not carry over; the weight is 1. Nor
+does gamma mean what it means there: of N items in G groups the sums hold some N^2 / G pairs inside, N G across and N D numbers of the
+assignment, and weigh the means by these, where here all three weigh alike. The published
 code holds prototypes constant and takes only pairs inside a group that the teacher finds alike (cosine above 0); here the gradient
 goes through the prototypes and all pairs count, as the paper's equations have it. The entities are items alone, as a language model
 gives no vector of a user. The teacher's vectors are standardised and cut to their principal directions. Of the thousands of items that

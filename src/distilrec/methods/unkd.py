@@ -10,8 +10,9 @@ The target is left out of the order, as the paper leaves out what a user interac
 Deviations: (1) Only the teacher's top K is stored, on which a group may have few items or none. All that is known of the others
 is that they come after. So a group's order is its stored items and then a tail, which is drawn with the chance of all the ranks
 it stands for; the item that stands for it is drawn from the group uniformly, one for a pair and shared by the batch (one
-product). A pair from the tail alone has no known order and is dropped; so is a pair of one item with itself, which the paper
-draws again. (2) A group without a pair of known order counts as 0. (3) Pairs are drawn anew in each step, not once an epoch.
+product). Where it is no item of the tail the pair is dropped, and tails are drawn as much more often. A pair from the tail alone
+has no known order and is dropped; so is a pair of one item with itself, which the paper draws again. (2) A group without a pair of
+known order counts as 0. (3) Pairs are drawn anew in each step, not once an epoch.
 (4) An item whose interactions cross the border of two groups goes where their middle lies, so that a group may hold somewhat
 more than its share, and none where one item has the share of several.
 """
@@ -64,10 +65,13 @@ class UnKD(Method):
         items, scores, asked = self.knowledge.rankings(batch.examples)
         there = (scores > NOTHING) & asked[:, None]  # [T, K]
         missing = there & (items != batch.targets[:, None])
-        sizes = torch.zeros(settings.groups, device=items.device).scatter_add_(
-            0, groups, groups.new_ones(len(groups)).float()
-        )
-        weights = rank_weights(groups[items], missing, sizes, settings.rank_decay, tail=settings.tail)  # [T, G, K + 1]
+        sizes = groups.bincount(minlength=settings.groups).float()
+        others = sizes - functional.one_hot(groups[batch.targets], settings.groups)  # [T, G]
+        weights = rank_weights(groups[items], missing, others, settings.rank_decay, tail=settings.tail)  # [T, G, K + 1]
+        behind_list = others - (weights[:, :, :-1] > 0).sum(dim=2)
+        weights[:, :, -1] *= sizes / behind_list.clamp_min(
+            1
+        )  # so much more often, since those that do not fit are dropped
         each = -(-settings.pairs // settings.groups)
         better, worse, known = draw_pairs(weights, each)  # [T, G, n]
         tails = draw_members(groups, sizes, each)  # [G, n]
@@ -110,14 +114,14 @@ def rank_weights(groups: Tensor, there: Tensor, sizes: Tensor, decay: float, *, 
     Args:
         groups: [T, K] group of the item at each place of the teacher's list.
         there: [T, K] bool, False for places that are not to be drawn.
-        sizes: [G] number of items.
+        sizes: [G] number of items that may be drawn, or [T, G].
         decay: by how many ranks the chance falls to 1/e.
         tail: whether the items behind the list are drawn.
 
     Returns:
         [T, G, K + 1]; the last place stands for all items of the group behind the list.
     """
-    member = (groups[:, None, :] == torch.arange(len(sizes), device=groups.device)[:, None]) & there[:, None, :]
+    member = (groups[:, None, :] == torch.arange(sizes.shape[-1], device=groups.device)[:, None]) & there[:, None, :]
     before = member.cumsum(dim=2) - 1  # ranks of the group that come earlier
     listed = torch.where(member, torch.exp(-before / decay), 0.0)
     count = member.sum(dim=2)  # [T, G]

@@ -22,7 +22,8 @@ class Stage:
     """A finished stage.
 
     Attributes:
-        name: data, student, teacher, knowledge, distilled or evaluate.
+        name: data, student, teacher, knowledge, vectors, distilled or evaluate, perhaps with what sets it apart from
+            others of its kind (`-refit`, `-round-N`, `-without-N`).
         key: hash of its inputs and settings.
         folder: what it wrote.
         seconds: how long the work took; of a part that was killed, up to the last file that it wrote.

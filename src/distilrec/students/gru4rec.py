@@ -1,7 +1,7 @@
 """GRU4Rec: a recurrent network over the history.
 
 Hidasi et al., "Session-based Recommendations with Recurrent Neural Networks", ICLR 2016. For item vectors e:
-    h_t = GRU(dropout(e_t), h_{t-1});  state_t = W h_t;  score = state_t . e
+    h_t = GRU(dropout(e_t), h_{t-1});  state_t = W dropout(h_t) + b;  score = state_t . e
 
 Deviations: item vectors are learned (the paper feeds one-hot items) and shared with the output; the loss is chosen by the
 training, not by the model; sessions are processed whole, not in session-parallel mini-batches.
