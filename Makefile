@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-RESULTS := demo together students ml100k_sasrec floor scale annotation dllm2rec llmd4rec alkdrec alkdrec_published compare_ml100k training_speed
+RESULTS := demo together students ml100k_sasrec floor scale annotation dllm2rec method_costs llmd4rec alkdrec alkdrec_published compare_ml100k training_speed
 DATA ?= ../shared/data
 
 .PHONY: demo test lint format bench clean tables $(RESULTS:%=results-%)
@@ -26,7 +26,7 @@ format: $(VENV)/.ready-dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.ready
-	$(BIN)/python benchmarks/training.py --steps 20
+	$(BIN)/python benchmarks/training.py --steps 10
 
 results-demo: demo
 	cp runs/demo/results.json results/demo.json
@@ -65,6 +65,10 @@ results-dllm2rec: $(VENV)/.ready
 	$(BIN)/python benchmarks/distilling_speed.py --data $(DATA)
 	$(MAKE) tables
 
+results-method_costs: $(VENV)/.ready
+	$(BIN)/python benchmarks/method_costs.py --data $(DATA)
+	$(MAKE) tables
+
 results-llmd4rec: $(VENV)/.ready
 	$(BIN)/python benchmarks/llmd4rec.py train --data $(DATA)
 	$(BIN)/python benchmarks/llmd4rec.py report --data $(DATA)
@@ -87,6 +91,7 @@ results-compare_ml100k: $(VENV)/.ready
 	$(MAKE) tables
 
 results-training_speed: bench
+	$(BIN)/python benchmarks/training.py --quality-epochs 1
 	$(MAKE) tables
 
 tables: $(VENV)/.ready

@@ -83,13 +83,13 @@ def main() -> None:
     say(f"distilling / plain {content['epoch_ratio_plain']}, naive / distilling {content['epoch_ratio_naive']}")
 
 
-def random_knowledge(dataset: Dataset) -> Knowledge:
-    """Return rankings of 10 distinct items for every training example, and vectors 4096 wide."""
+def random_knowledge(dataset: Dataset, top_k: int = TOP_K, width: int = WIDTH) -> Knowledge:
+    """Return rankings of `top_k` distinct items for every training example, and vectors `width` wide."""
     examples, generator = training_examples(dataset, "all"), np.random.default_rng(0)
     first = generator.integers(dataset.n_items, size=(len(examples), 1))
-    items = (first + np.arange(TOP_K) * 997) % dataset.n_items
+    items = (first + np.arange(top_k) * 997) % dataset.n_items
     scores = np.sort(generator.normal(size=items.shape), axis=1)[:, ::-1].astype(np.float32)
-    vectors = torch.from_numpy(generator.normal(size=(dataset.n_items, WIDTH)).astype(np.float32))
+    vectors = torch.from_numpy(generator.normal(size=(dataset.n_items, width)).astype(np.float32))
     return Knowledge({}, examples, items.astype(np.int64), np.ascontiguousarray(scores), vectors)
 
 

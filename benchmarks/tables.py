@@ -63,6 +63,8 @@ def tables() -> dict[str, str]:
     if distilled := held("dllm2rec"):
         found |= of_methods.method_tables(distilled)
         found["results-table"] = of_methods.results_table(distilled["rows"])
+    if costs := held("method_costs"):
+        found |= of_methods.cost_tables(costs)
     if rounds := held("llmd4rec"):
         found["llmd4rec-table"] = of_methods.rounds_table(rounds)
     if asking := held("alkdrec"):

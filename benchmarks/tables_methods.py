@@ -38,6 +38,26 @@ def results_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def cost_tables(figures: dict[str, Any]) -> dict[str, str]:
+    """Return what a step takes: a row for the page of every method, and the table of all."""
+    threads = "one thread" if figures["threads"] == 1 else f"{figures['threads']} threads"
+    caption = (
+        f"{DATASETS[figures['dataset']]}, {figures['student']}, {figures['top_k']} teacher items, vectors {figures['vectors']} wide, "
+        f"{figures['targets_a_step']:,} targets a step, {threads}, no GPU. `results/method_costs.json`."
+    )
+    head = ["| method | ms a training step | times plain |", "|---|---|---|"]
+    rows = {
+        row["method"]: f"| {row['method']} | {row['step_ms']:.1f} | {row['ratio_plain']:.2f} |"
+        for row in sorted(figures["rows"], key=lambda row: row["step_ms"])
+    }
+    found = {
+        f"cost {name}": "\n".join([*head, rows["plain"], line, "", caption])
+        for name, line in rows.items()
+        if name != "plain"
+    }
+    return found | {"costs-table": "\n".join([*head, *rows.values(), "", caption])}
+
+
 def rounds_table(figures: dict[str, Any]) -> str:
     """Return both sides after every round, what they are held against, and ablations."""
     lines = [
