@@ -43,7 +43,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError("no such file.", where=str(path), remedy="Check the path of the configuration.") from None
     except OSError as error:
         raise ConfigError(f"cannot be read ({error.strerror}).", where=str(path), remedy="Give a YAML file.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # not UTF-8, or a date that there is not
         text = " ".join(str(error).split())
         raise ConfigError(f"not valid YAML ({text}).", where=str(path), remedy="Mend the file.") from None
     if not isinstance(content, dict):
@@ -56,7 +56,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def _parse(text: str, key: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # the latter of a date that there is not
         raise ConfigError(f"{key}: cannot read the value {text!r}.", remedy="Quote it.") from None
 
 

@@ -263,6 +263,7 @@ def test_a_broken_gzip_file(cli: Cli, log: Path, titles: Path, tmp_path: Path) -
         (b"train: [", "not valid YAML"),
         (b"words", "must hold"),
         (b"a: \xff", "not valid YAML"),
+        (b"a: 2024-13-01", "not valid YAML (month must be in 1..12)"),
         (b"data: {}\n", "data: give either source"),
     ],
 )
@@ -275,6 +276,13 @@ def test_a_missing_configuration_a_folder_and_two(cli: Cli, tmp_path: Path) -> N
     check(cli("prepare", tmp_path / "c.yaml"), f"{tmp_path / 'c.yaml'}: no such file")
     check(cli("prepare", tmp_path), f"{tmp_path}: cannot be read (Is a directory)")
     check(cli("prepare", "a.yaml", "b.yaml"), "one configuration file is expected, got a.yaml, b.yaml")
+
+
+def test_a_value_that_cannot_be_read(cli: Cli, log: Path) -> None:
+    for value in ("2024-13-01", "[1"):
+        check(
+            cli("prepare", "--interactions", log, f"seed={value}"), f"seed: cannot read the value {value!r}", "Quote it"
+        )
 
 
 def test_no_data(cli: Cli) -> None:
@@ -371,6 +379,18 @@ def test_a_folder_of_runs_that_is_a_file(cli: Cli, log: Path, tmp_path: Path) ->
         done.err
         == f"Error: {tmp_path / 'runs' / 'log'}: Not a directory. Choose another path, or change its permissions.\n"
     )
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EIO, errno.ENAMETOOLONG])
+def test_what_the_system_refuses(cli: Cli, log: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refused(self: Path, *_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    done = cli("prepare", "--interactions", log)
+    assert done.code == 2
+    assert done.last.startswith("Error: ")
+    assert os.strerror(number) in done.last
 
 
 def test_a_run_that_another_process_works_on(cli: Cli, log: Path, tmp_path: Path) -> None:

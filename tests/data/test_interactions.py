@@ -191,6 +191,7 @@ def test_a_broken_log_is_refused_by_line_and_column(tmp_path: Path, case: str) -
         ({"user_id": [b"\xff"], "item_id": [2]}, "row 1, column 'user_id': the id is missing"),
         ({"user_id": [1], "item_id": [2], "time": [None]}, "row 1, column 'time': time None is neither"),
         ({"user_id": [1], "item_id": [2], "time": [dt.time(1)]}, "row 1, column 'time'"),
+        ({"user_id": [1, 1, 1], "item_id": [2, 3, 4], "time": [5, None, None]}, "row 2, column 'time': time None"),
         (
             {"user_id": [1, 1], "item_id": [2, 2], "time": [dt.date(2024, 1, 1), None]},
             "row 2, column 'time': time None is neither",

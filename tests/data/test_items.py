@@ -1,6 +1,7 @@
 """Item text: titles by internal id, and items that have none."""
 
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -48,6 +49,22 @@ def test_the_users_choice_of_columns(tmp_path: Path) -> None:
     assert read(tmp_path / "i.csv", content, text=[]).frame[TEXT].to_list() == ["A", "B", "C", "D"]
     with pytest.raises(InputError, match=r"no column 'key'.*Correct data\.columns\.item_key\."):
         read(tmp_path / "i.csv", content, item_key="key")
+
+
+@pytest.mark.parametrize(
+    ("choice", "texts"),
+    [
+        ({"text": ["name"]}, ["A", "B"]),  # the title again
+        ({"text": ["title", "title"], "title": "name"}, ["A, x", "B, y"]),
+        ({"text": ["item_id"]}, ["A, 1", "B, 2"]),
+        ({"title": "item_id"}, ["1", "2"]),
+        ({"title": "title", "text": ["item_id", "name"]}, ["x, 1, A", "y, 2, B"]),
+    ],
+)
+def test_columns_that_are_named_as_ours_are(tmp_path: Path, choice: dict[str, Any], texts: list[str]) -> None:
+    content = "sku,item_id,name,title\na,1,A,x\nb,2,B,y\nc,3,C,z\nd,4,D,u\n"
+    chosen = {"item_key": "sku", "title": "name", "text": []} | choice
+    assert read(tmp_path / "i.csv", content, **chosen).frame[TEXT].to_list()[:2] == texts
 
 
 def test_a_table_without_titles_is_refused(tmp_path: Path) -> None:

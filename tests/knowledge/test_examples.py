@@ -105,6 +105,8 @@ def test_ids_that_are_none_are_counted_and_shown(by: str, tiny_dataset: Dataset,
     with pytest.raises(InputError, match=r"7 of 8 ids are no .*nobody, -1, 1\.5, 99999999, u999 \.\.\.\. ") as caught:
         choose(tiny_dataset, selection=path, selection_by=by)
     assert "x6" not in caught.value.line()
+    with pytest.raises(InputError, match="1 of 1 ids"):
+        choose(tiny_dataset, selection=written(tmp_path, "9" * 5000), selection_by=by)
     assert str(path) in caught.value.line()
 
 

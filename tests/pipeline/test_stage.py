@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from distilrec.files import read_json
+from distilrec.errors import InputError
+from distilrec.files import read_json, write_json
 from distilrec.pipeline import stage as stages
 from distilrec.pipeline.stage import stage
 
@@ -67,3 +68,41 @@ def test_a_part_that_wrote_nothing_counts_nothing(tmp_path: Path, clock: Clock) 
     with pytest.raises(KeyboardInterrupt):
         stage(tmp_path, "work", {}, killed)
     assert stage(tmp_path, "work", {}, lambda folder, key: None).seconds == 0.0
+
+
+def test_a_done_stage_with_a_damaged_file_is_refused_and_says_which(tmp_path: Path) -> None:
+    def work(folder: Path, _key: str) -> None:
+        (folder / "in").mkdir(exist_ok=True)
+        for name in ("a.npy", "in/b.parquet", "checkpoint.safetensors"):
+            (folder / name).write_bytes(b"12345")
+        write_json(folder / "account.json", {"rows": 1})  # may change later
+
+    folder = stage(tmp_path, "work", {}, work).folder
+    write_json(folder / "account.json", {"rows": 2, "more": 3})
+    (folder / "another.npy").touch()
+    assert stage(tmp_path, "work", {}, work).cached
+    for content, words in (
+        (b"1234", "4 bytes of what were 5"),
+        (b"", "0 bytes of what were 5"),
+        (None, "the file is gone"),
+    ):
+        (folder / "in/b.parquet").unlink()
+        if content is not None:
+            (folder / "in/b.parquet").write_bytes(content)
+        with pytest.raises(InputError, match=words) as caught:
+            stage(tmp_path, "work", {}, work)
+        assert str(folder / "in" / "b.parquet") in caught.value.line()
+        (folder / "in/b.parquet").touch()
+    (folder / "in/b.parquet").unlink()
+    (folder / "stage.json").unlink()
+    assert not stage(tmp_path, "work", {}, work).cached  # the remedy that the line names
+    assert stage(tmp_path, "work", {}, work).cached
+
+
+def test_a_stage_of_before_sizes_were_kept_is_taken(tmp_path: Path) -> None:
+    folder = stage(tmp_path, "work", {}, lambda folder, _key: (folder / "a.npy").write_bytes(b"1") and None).folder
+    mark = read_json(folder / "stage.json")
+    assert mark.pop("bytes") == {"a.npy": 1}
+    write_json(folder / "stage.json", mark)
+    (folder / "a.npy").unlink()
+    assert stage(tmp_path, "work", {}, lambda *_: None).cached

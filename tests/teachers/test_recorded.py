@@ -367,6 +367,8 @@ def test_bad_item_vectors(dataset: Dataset, tmp_path: Path) -> None:
     for name in ("torn.pt", "torn.npy", "torn.safetensors", "torn.parquet", "v.bin"):
         (tmp_path / name).write_bytes(b"\x00\x01 nothing of the kind")
         assert str(tmp_path / name) in line(name)
+    (tmp_path / "half.npy").write_bytes(b"PK\x03\x04 the first half of an .npz")
+    assert "not a plain .npy array" in line("half.npy")
     ids = dataset.item_ids
     for name, frame, words in (
         ("few", {"item_id": ids[:3], "v": VECTORS[:3].tolist()}, "2 of 5 items have no vector ('d', 'e')"),
@@ -379,6 +381,7 @@ def test_bad_item_vectors(dataset: Dataset, tmp_path: Path) -> None:
         ("void", {"item_id": ids, "v": pl.Series([[]] * 5, dtype=pl.List(pl.Float32))}, "one length above 0"),
         ("hole", {"item_id": ids, "v": [*VECTORS[:4].tolist(), [1.0, None]]}, "not finite ('e')"),
         ("words", {"item_id": ids, "v": [["x", "y"]] * 5}, "do not hold numbers"),
+        ("record", {"item_id": ids, "v": [{"x": 1.0}] * 5}, "one column of ids and one of lists are expected"),
         ("flat", {"item_id": ids, "v": [1.0] * 5}, "one column of ids and one of lists are expected"),
     ):
         pl.DataFrame(frame).write_parquet(tmp_path / f"{name}.parquet")

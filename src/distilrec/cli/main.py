@@ -42,7 +42,7 @@ def main() -> NoReturn:
         known = disk_error(error, _here())
         if isinstance(known, DistilrecError):
             _stop(f"Error: {known.line()}", known.exit_code)
-        if isinstance(error, (PermissionError, NotADirectoryError, FileExistsError)):
+        if isinstance(error, OSError) and error.filename and not isinstance(error, FileNotFoundError):
             _stop(f"Error: {error.filename}: {error.strerror}. Choose another path, or change its permissions.", 2)
         raise  # a fault of ours: the traceback belongs into a report, Python exits with 1
     if code == _INTERRUPTED:  # typer turns an interruption into this code and says nothing

@@ -112,7 +112,7 @@ def _seconds(table: Table, column: str) -> tuple[pl.Series, str]:
         stamps = raw.cast(pl.Datetime("us"))
         _refuse_gaps(table, column, stamps)
         return stamps.dt.epoch("us").cast(pl.Float64) / 1e6, "time read as a date"
-    if raw.cast(pl.Float64, strict=False).null_count() > raw.len() // 2:
+    if raw.dtype == pl.String and raw.cast(pl.Float64, strict=False).null_count() > raw.len() // 2:
         for pattern in _DATES:
             stamps = raw.str.to_datetime(pattern, strict=False, time_unit="us")
             if stamps.null_count() <= raw.len() // 2:

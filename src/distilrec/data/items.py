@@ -45,12 +45,14 @@ def read_items(path: Path | None, item_ids: pl.Series, columns: ColumnSettings) 
     rest = [name for name in table.names if name != key]
     title = str(guess(TITLE, rest, given=columns.title, where=str(path)))
     texts = guess_text(table.frame, [name for name in rest if name != title], given=columns.text, where=str(path))
-    clean = [as_text(table.frame[name]).replace("", None).alias(name) for name in (title, *texts)]
-    rows = pl.DataFrame([as_text(table.frame[key]).alias(ITEM), *clean])
+    texts = [name for name in dict.fromkeys(texts) if name != title]
+    clean = [as_text(table.frame[name]).replace("", None) for name in (title, *texts)]
+    # the file's own names may be ours
+    rows = pl.DataFrame([as_text(table.frame[key]).alias(ITEM), *(one.alias(f"{at}") for at, one in enumerate(clean))])
     rows = rows.unique(ITEM, keep="first", maintain_order=True)
-    joined = pl.concat_str([pl.col(title), *(pl.col(name) for name in texts)], separator=", ", ignore_nulls=True)
+    joined = pl.concat_str([f"{at}" for at in range(len(clean))], separator=", ", ignore_nulls=True)
     rows = rows.select(
-        ITEM, pl.col(title).alias(TITLE), pl.when(pl.col(title).is_null()).then(None).otherwise(joined).alias(TEXT)
+        ITEM, pl.col("0").alias(TITLE), pl.when(pl.col("0").is_null()).then(None).otherwise(joined).alias(TEXT)
     )
     frame = base.join(rows, on=ITEM, how="left", maintain_order="left")
     without = frame[TITLE].null_count()

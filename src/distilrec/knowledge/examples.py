@@ -49,7 +49,9 @@ def _selected(dataset: Dataset, path: Path, by: str) -> Ints:
         known = {word: rows.get(word) for word in words}
     else:
         there = set(training_examples(dataset).tolist())
-        known = {word: int(word) if word.isdecimal() and int(word) in there else None for word in words}
+        known = {
+            word: int(word) if word.isdecimal() and len(word) < 20 and int(word) in there else None for word in words
+        }
     wrong = [word for word, example in known.items() if example is None]
     if wrong:
         raise InputError(

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from distilrec import __version__
+from distilrec.errors import InputError
 from distilrec.files import hash_json, read_json, write_json
 from distilrec.progress import first_process, say
 
 _MARK = "stage.json"
 _CLOCK = "clock.json"  # while the work is under way
 _POLL_SECONDS = 0.2
+_TEMPORARY = ("checkpoint.safetensors", _CLOCK)
+_LASTING = (".npy", ".parquet", ".safetensors", ".html")  # files that nobody changes once they are written
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,7 @@ def stage(
             time.sleep(_POLL_SECONDS)
     if mark.exists():
         found = read_json(mark)
+        _check(folder, found.get("bytes", {}))
         say(f"{name}: done before ({found['seconds']:.1f} s), kept in {folder}")
         return Stage(name, key, folder, found["seconds"], True, found["peak_rss_mb"])
     say(f"{name}: {'going on' if folder.exists() else 'starting'} in {folder}")
@@ -72,8 +76,8 @@ def stage(
     started = time.monotonic()
     work(folder, key)
     done = Stage(name, key, folder, earlier + time.monotonic() - started, False, peak_rss_mb())
-    write_json(mark, {**asdict(done), "folder": folder.name, "inputs": inputs})
-    for temporary in ("checkpoint.safetensors", _CLOCK):
+    write_json(mark, {**asdict(done), "folder": folder.name, "inputs": inputs, "bytes": _lasting(folder)})
+    for temporary in _TEMPORARY:
         (folder / temporary).unlink(missing_ok=True)
     say(f"{name}: done in {done.seconds:.1f} s")
     return done
@@ -82,6 +86,30 @@ def stage(
 def stage_folder(root: Path, name: str, inputs: dict[str, Any]) -> Path:
     """Return the folder of a stage with these inputs."""
     return root / f"{name}-{_key(name, inputs)[:10]}"
+
+
+def _lasting(folder: Path) -> dict[str, int]:
+    """Return the size of each file of a stage that is to stay as it is, by its path in the folder."""
+    files = (path for path in folder.rglob("*") if path.suffix in _LASTING and path.name not in _TEMPORARY)
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(files)}
+
+
+def _check(folder: Path, sizes: dict[str, int]) -> None:
+    """Refuse a stage with a file that is not there any more, or not whole.
+
+    Errors:
+        InputError: says which.
+    """
+    for name, size in sizes.items():
+        path = folder / name
+        there = path.stat().st_size if path.exists() else None
+        if there == size:
+            continue
+        raise InputError(
+            "the file is gone." if there is None else f"{there:,} bytes of what were {size:,}.",
+            remedy=f"Bring it back from a copy, or do its part again: delete it and {folder / _MARK}, or all of {folder}.",
+            where=str(path),
+        )
 
 
 def _killed_seconds(folder: Path) -> float:

@@ -1,6 +1,7 @@
 """Read item vectors made elsewhere, one row per item of the catalogue. No file can make the reader run code."""
 
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -112,7 +113,7 @@ def _from_npy(path: Path) -> Tensor:
     try:
         array = np.load(path, allow_pickle=False)
         return torch.from_numpy(np.ascontiguousarray(array))
-    except (ValueError, EOFError, TypeError) as error:
+    except (ValueError, EOFError, TypeError, BadZipFile) as error:
         raise InputError(
             f"not a plain .npy array ({error}).", where=str(path), remedy="Save it with np.save(path, array)."
         ) from None
@@ -120,7 +121,7 @@ def _from_npy(path: Path) -> Tensor:
 
 def _from_parquet(path: Path, dataset: Dataset) -> Tensor:
     table = read_table(path)
-    lists = [name for name in table.names if table.frame[name].dtype.is_nested()]
+    lists = [name for name in table.names if isinstance(table.frame[name].dtype, (pl.List, pl.Array))]
     others = [name for name in table.names if name not in lists]
     keys = [name for name in others if name.lower() in (ITEM, "item")] or others
     if len(lists) != 1 or len(keys) != 1:
