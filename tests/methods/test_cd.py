@@ -77,6 +77,12 @@ def soft_loss(states: Tensor, table: Tensor, asked: Batch, settings: CDSettings)
     return settings.weight * total / len(states)
 
 
+def scored(cd: CD, asked: Batch) -> Tensor:
+    """Return which items count in each example's part, [T, N]: with one-hot item vectors, states have the slopes of scores."""
+    states = torch.zeros(len(asked.targets), N_ITEMS, requires_grad=True)
+    return torch.autograd.grad(cd.loss(asked, states, torch.eye(N_ITEMS))["soft"], states)[0] != 0
+
+
 def test_loss_by_hand() -> None:
     # The student scores item 1 by log 3 and the teacher by 0: q = 1/2, -(log 3/4 + log 1/4) / 2. The target is item 0.
     states, table = torch.tensor([[1.0]]), torch.tensor([[0.5], [math.log(3)], [0.0]])
@@ -203,6 +209,22 @@ def test_places_are_drawn_in_proportion_and_never_twice() -> None:
     torch.testing.assert_close(first, weights / 8, atol=0.01, rtol=0)
     second = columns[columns[:, 0] == 0][:, 1].bincount(minlength=5).float()
     torch.testing.assert_close(second / second.sum(), torch.tensor([0.0, 0.0, 0.5, 0.25, 0.25]), atol=0.015, rtol=0)
+
+
+def test_the_teachers_first_items_are_drawn_most_often() -> None:
+    torch.manual_seed(0)
+    found = scored(method(listed=1, unlisted=0, rank_decay=2.0), batch((2,) * 10_000, (0,) * 10_000))
+    assert (found.sum(dim=1) == 1).all()
+    wanted = torch.softmax(-torch.arange(1, 5) / 2.0, dim=0)
+    torch.testing.assert_close(found[:, LISTS[2]].float().mean(dim=0), wanted, atol=0.04, rtol=0)
+
+
+def test_every_unlisted_item_is_drawn_some_time_and_the_target_never() -> None:
+    cd, seen = method(listed=2, unlisted=5), torch.zeros(1, N_ITEMS, dtype=torch.bool)
+    for seed in range(100):
+        torch.manual_seed(seed)
+        seen |= scored(cd, batch((2,), (0,)))
+    assert set(seen[0].nonzero()[:, 0].tolist()) == set(range(1, N_ITEMS))
 
 
 def test_a_row_gives_no_more_than_it_has() -> None:

@@ -101,6 +101,21 @@ def naive_item_side(states: Tensor, table: Tensor, asked: Batch) -> Tensor:
     return sum(losses) / len(losses) * len(rows) / len(states)
 
 
+def slopes(made: DCD, asked: Batch, scores: Tensor) -> Tensor:
+    """Return the slopes of the ranking's part by the student's scores [T, N]; its item vectors are one-hot."""
+    states = scores.clone().requires_grad_()
+    return torch.autograd.grad(made.loss(asked, states, torch.eye(N_ITEMS))["ranking"], states)[0]
+
+
+def seen(made: DCD, asked: Batch, scores: Tensor) -> Tensor:
+    """Return which scores count, [100, T, N], for each of 100 seeds."""
+    found = []
+    for seed in range(100):
+        torch.manual_seed(seed)
+        found.append(slopes(made, asked, scores) != 0)
+    return torch.stack(found)
+
+
 def test_list_loss_by_hand() -> None:
     # exp of the scores: 2 and 1 above 3; then one above nothing, and nothing above one.
     upper = torch.tensor([[2.0, 1.0], [2.0, 9.0], [5.0, 5.0]]).log().requires_grad_()
@@ -143,6 +158,18 @@ def test_loss_by_hand() -> None:
     assert parts["ranking"].item() == pytest.approx(-math.log(2 / 6) - math.log(1 / 4))
 
 
+@pytest.mark.parametrize(
+    ("behind", "wanted"),
+    # exp of the student's scores: 1, 3, `behind`, 4; item 3 is the target. The middle of the unlisted ranks 3 and 4 is 3.5: item 2
+    # is over-estimated in the student's third place and not in its fourth.
+    [(2.0, -math.log(3 / 6) - math.log(1 / 3)), (0.5, -math.log(3 / 4))],
+)
+def test_an_unlisted_item_stands_in_the_middle_of_the_ranks_left(behind: float, wanted: float) -> None:
+    states, table = torch.tensor([[1.0]]), torch.tensor([1.0, 3.0, behind, 4.0]).log()[:, None]
+    made = method(knowledge({6: [1, 0]}), weight=2.0, item_weight=0, relaxed_weight=0)
+    assert made.loss(batch((6,), (3,)), states, table)["ranking"].item() == pytest.approx(wanted)
+
+
 @pytest.mark.parametrize("side", ["user_weight", "item_weight", "relaxed_weight"])
 def test_loss_and_gradients_equal_the_equations(side: str) -> None:
     states, table = student()
@@ -182,6 +209,52 @@ def test_the_most_unlike_are_drawn_most_often() -> None:
     far, near = math.tanh(4.5), math.tanh(0.5)
     wanted = [near / (far + 2 * near), near / (far + 2 * near), far / (far + 2 * near)]
     assert (counts / 4000).tolist() == pytest.approx(wanted, abs=0.03)
+
+
+def test_the_most_overestimated_are_drawn_most_often() -> None:
+    # The student ranks items 0 to 11 in this order: the teacher's eighth first, and its tenth ninth.
+    said = knowledge({6: [1, 2, 3, 4, 5, 6, 7, 0, 9, 8, 10, 11]})
+    made = method(said, item_weight=0, relaxed_weight=0, under=99, over=1, sharpness=0.5)
+    torch.manual_seed(0)
+    scores = torch.arange(N_ITEMS, 0, -1) / 4
+    drawn = slopes(made, batch((6,) * 10_000, (11,) * 10_000), scores.repeat(10_000, 1))[:, [0, 8]] != 0
+    assert (drawn.sum(dim=1) == 1).all()
+    far, near = math.tanh(3.5), math.tanh(0.5)
+    assert drawn[:, 0].float().mean().item() == pytest.approx(far / (far + near), abs=0.04)
+
+
+def test_the_teachers_first_items_are_drawn_most_often() -> None:
+    made = method(user_weight=0, item_weight=0, under=1, rank_decay=2.0)
+    torch.manual_seed(0)
+    drawn = slopes(made, batch((2,) * 10_000, (0,) * 10_000), torch.zeros(10_000, N_ITEMS)) < 0  # what should rise
+    assert (drawn.sum(dim=1) == 1).all()
+    wanted = torch.softmax(-torch.arange(1, 6) / 2.0, dim=0)
+    torch.testing.assert_close(drawn[:, LISTS[2]].float().mean(dim=0), wanted, atol=0.04, rtol=0)
+
+
+def test_every_unlisted_item_is_sampled_some_time() -> None:
+    made = method(user_weight=0, item_weight=0, sampled=3)
+    found = seen(made, batch((2,), (0,)), torch.zeros(1, N_ITEMS))[:, 0]
+    unlisted = [item for item in range(1, N_ITEMS) if item not in LISTS[2]]
+    assert found[:, unlisted].any(dim=0).all()
+    assert (found[:, unlisted].sum(dim=1) <= 3).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "over", "at_once", "in_all"),
+    [({"states": 2}, 2, 2, 3), ({"items": 2}, 1, 2, 9)],
+    ids=["examples", "entries"],
+)
+def test_all_that_an_item_side_may_draw_is_drawn_some_time(
+    changes: dict[str, object], over: int, at_once: int, in_all: int
+) -> None:
+    # Each of three examples has three items of its own, which the student ranks last: all that is drawn has something to correct.
+    said = knowledge({0: [0, 1, 2], 1: [3, 4, 5], 2: [6, 7, 8]})
+    made = method(said, user_weight=0, relaxed_weight=0, **changes)
+    scores = -torch.eye(4).repeat_interleave(3, dim=1)[:3]
+    found = seen(made, batch(range(3), (11,) * 3), scores).any(dim=over)
+    assert (found.sum(dim=1) == at_once).all()
+    assert found.any(dim=0).sum() == in_all
 
 
 def test_gradcheck() -> None:

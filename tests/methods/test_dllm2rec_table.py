@@ -31,6 +31,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"offset": False, "projection": "mlp"},
     {"paper_compat": True},
     {"paper_compat": True, "offset": False},
+    {"paper_compat": True, "projection": "mlp"},
 ]
 
 
@@ -83,6 +84,19 @@ CHANGES: dict[str, tuple[dict[str, Any], Any]] = {  # what else is set, and anot
     "offset": ({}, False),
     "paper_compat": ({}, True),
 }
+
+
+def test_the_defaults_are_those_of_the_paper() -> None:
+    paper = {
+        "ranking_weight": 0.7,
+        "top_k": 10,
+        "position_weight": 0.3,
+        "confidence_weight": 0.5,
+        "consistency_weight": 0.1,
+        "beta": 1.0,
+        "embedding_weight": 0.3,
+    }
+    assert DLLM2RecSettings().model_dump(include=set(paper)) == paper
 
 
 def test_every_setting_is_tried() -> None:
@@ -169,7 +183,7 @@ def test_what_each_variant_projects(changes: dict[str, Any]) -> None:
         wanted = principal(told, changes.get("vector_width", 256), whiten=changes.get("whiten", 0.0))
         torch.testing.assert_close(module.vectors, wanted)
     learnt = {"project.weight"} | ({"offset.weight"} if changes.get("offset", True) else set())
-    if changes.get("projection") == "mlp":
+    if changes.get("projection") == "mlp" and not changes.get("paper_compat"):
         learnt |= {"hidden.weight", "hidden.bias", "project.bias"}
     if changes.get("paper_compat"):
         learnt |= {"project.bias"}

@@ -138,6 +138,7 @@ def test_gradcheck() -> None:
     """With every item sampled the weights are steps in the scores: they stay the same for small changes."""
     method, asked = method_of(HYBRID), batch()
     method.eval()
+    method.steps.fill_(1)  # past the warm-up
     torch.autograd.gradcheck(lambda *given: method.loss(asked, *given)["ranking"], student(), eps=1e-6, atol=1e-6)
 
 
@@ -227,6 +228,15 @@ def test_an_item_is_not_above_itself_for_a_rounding() -> None:
     sampled = torch.tensor([[1.0 + 1e-6, 0.0]])
     assert estimated_ranks(torch.tensor([[1.0]]), sampled, items, sample, 3).tolist() == [[1]]
     assert estimated_ranks(torch.tensor([[1.0]]), sampled, torch.tensor([[1]]), sample, 3).tolist() == [[2]]
+
+
+def test_every_item_is_sampled_some_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    noted, method, (states, table) = samples_of(monkeypatch), method_of(HYBRID | {"samples": 5}), student()
+    for seed in range(100):
+        torch.manual_seed(seed)
+        method.loss(batch(), states, table)
+    assert {len(sample) for sample in noted} == {5}
+    assert set(torch.cat(noted).tolist()) == set(range(N_ITEMS))
 
 
 def test_normalised_by_hand() -> None:

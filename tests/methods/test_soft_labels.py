@@ -231,6 +231,19 @@ def test_a_student_of_bfloat16_is_close(over: str, temperature: float) -> None:
     assert rough.item() == pytest.approx(exact.item(), rel=0.05)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_the_catalogue_is_scored_as_roughly_as_the_students_loss_says(temperature: float) -> None:
+    states, table = (part.detach().float() for part in student())
+    found = []
+    for dtype in (None, torch.bfloat16):
+        method = method_of({"temperature": temperature})
+        assert method.objective is not None
+        method.objective.dtype = dtype
+        found.append(method.loss(batch(), states, table)["soft"].item())
+    assert abs(found[1] - found[0]) > 1e-5 * found[0]
+    assert found[1] == pytest.approx(found[0], rel=0.05)
+
+
 def test_what_is_missing_is_named() -> None:
     with pytest.raises(InputError, match="soft_labels needs a teacher's rankings and scores"):
         SoftLabels(SoftLabelsSettings(), None)

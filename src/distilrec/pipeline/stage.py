@@ -17,6 +17,7 @@ _MARK = "stage.json"
 _CLOCK = "clock.json"  # while the work is under way
 _POLL_SECONDS = 0.2
 _TEMPORARY = ("checkpoint.safetensors", _CLOCK)
+_PASSING = ("checkpoint.safetensors", "moments.safetensors")  # a later stage may take them away
 _LASTING = (".npy", ".parquet", ".safetensors", ".html")  # files that nobody changes once they are written
 
 
@@ -90,7 +91,7 @@ def stage_folder(root: Path, name: str, inputs: dict[str, Any]) -> Path:
 
 def _lasting(folder: Path) -> dict[str, int]:
     """Return the size of each file of a stage that is to stay as it is, by its path in the folder."""
-    files = (path for path in folder.rglob("*") if path.suffix in _LASTING and path.name not in _TEMPORARY)
+    files = (path for path in folder.rglob("*") if path.suffix in _LASTING and path.name not in _PASSING)
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(files)}
 
 
