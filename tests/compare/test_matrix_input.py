@@ -59,6 +59,16 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "empty label": (lambda c: c["teachers"].update({"": {"name": "text"}}), r"'' cannot be a label"),
     "no teacher": (lambda c: c.pop("teachers"), r"the method soft_labels needs a teacher. Add one under teachers."),
     "no data": (lambda c: c.update(datasets={"toy": {}}), r"data: give either source"),
+    "data that are a number": (lambda c: c["datasets"]["toy"].update(data=5), r"data: .*5"),
+    "data that are a list": (lambda c: c["datasets"]["toy"].update(data=[5]), r"data: .*5"),
+    "a path that is a number": (
+        lambda c: c["datasets"]["toy"]["data"].update(interactions=5),
+        r"data.interactions: .*5",
+    ),
+    "a setting below a value": (
+        lambda c: c["tune"].update(space={"train.epochs.x": [1]}),
+        r"train.epochs.x: 'epochs' is a value, not a group of settings. Correct the key.",
+    ),
     "no data set": (lambda c: c.update(datasets={}), r"datasets"),
     "no choices": (lambda c: c["tune"].update(space={"train.epochs": []}), r"train.epochs has no choices"),
     "training that is no group": (

@@ -301,6 +301,7 @@ def test_a_diverging_trial_is_no_end(settings: dict[str, Any], tmp_path: Path, m
         ("train.epochs: 5", "neither a range nor choices"),
         ("train.epochs: []", "neither a range nor choices"),
         ("train.epochs: [", "not valid YAML"),
+        ("train.epochs: [2024-13-01]", "not valid YAML"),
         ("[1]", "key: range or choices"),
     ],
 )

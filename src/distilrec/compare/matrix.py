@@ -222,11 +222,11 @@ class Matrix:
         content = merged(
             _parts_of(self.settings.base, "base"), _parts_of(self.settings.datasets[dataset], f"datasets.{dataset}")
         )
-        data = dict(content.get("data") or {})
-        for key in ("interactions", "items"):
-            if data.get(key):
-                data[key] = str(self.folder / data[key])
-        return {**content, "data": data}
+        data = content.get("data") or {}
+        if not isinstance(data, dict):  # the settings refuse it
+            return content
+        paths = {key: data[key] for key in ("interactions", "items") if isinstance(data.get(key), str) and data[key]}
+        return {**content, "data": data | {key: str(self.folder / path) for key, path in paths.items()}}
 
 
 def read_matrix(path: Path) -> Matrix:

@@ -87,6 +87,8 @@ def with_values(config: Config, values: Mapping[str, Any], **train: Any) -> Conf
         place = content
         for group in groups:
             place = place.setdefault(group, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"{key}: {group!r} is a value, not a group of settings.", remedy="Correct the key.")
         place[last] = value
     return checked(Config, content, where="trial")
 
@@ -159,7 +161,7 @@ def _read(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot be read ({error.strerror}).", where=str(path), remedy=remedy) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # not UTF-8, or a date that there is not
         raise ConfigError(f"not valid YAML ({' '.join(str(error).split())}).", where=str(path), remedy=remedy) from None
     if not isinstance(content, dict) or not content:
         raise ConfigError("the file must hold `key: range or choices`.", where=str(path), remedy=remedy)
