@@ -290,7 +290,7 @@ def baselines_table(rows: list[dict[str, Any]]) -> str:
         "",
         "Cells whose ranks are kept; gains are means over students and seeds; p: Wilcoxon signed-rank test of users' NDCG@10, "
         "averaged over students and seeds, after Holm over this table. Settings are those that validation on Beauty chose: of "
-        "dllm2rec and soft_labels under each student, of the other baselines one weight each under SASRec (all that was tried: "
+        "dllm2rec and soft_labels under each student, of the other baselines one weight each under SASRec (what was tried: "
         "`results/raw/dllm2rec_tried.jsonl`). `results/dllm2rec.json`.",
     ]
     return "\n".join(lines)

@@ -103,6 +103,7 @@ def test_a_full_disk_in_the_words_of_writers_in_rust(tmp_path: Path) -> None:
     for error in (
         pl.exceptions.ComputeError("No space left on device (os error 28)"),
         RuntimeError("I/O: StorageFull"),
+        RuntimeError("(sqlite3.OperationalError) database or disk is full"),
     ):
         assert isinstance(disk_error(error, tmp_path / "no" / "such"), DiskFullError)
     other = ValueError("something else")

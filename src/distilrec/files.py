@@ -68,10 +68,10 @@ def read_json(path: Path) -> Any:
 def disk_error(error: Exception, path: Path) -> Exception:
     """Turn `no space left` into a `DiskFullError`; give any other error back as it came.
 
-    Writers in Rust (Parquet, safetensors) raise their own errors with the system's words in them.
+    Writers in Rust (Parquet, safetensors) and SQLite raise their own errors with the system's words in them.
     """
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if full or any(words in str(error) for words in ("os error 28", "No space left", "StorageFull")):
+    if full or any(words in str(error) for words in ("os error 28", "No space left", "StorageFull", "disk is full")):
         free = shutil.disk_usage(existing_parent(path)).free / 2**20
         return DiskFullError(
             f"no space left on the disk ({free:.0f} MiB free).", where=str(path), remedy="Free some room and run again."
