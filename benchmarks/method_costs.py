@@ -1,6 +1,6 @@
 """What a training step costs under every method, beside the plain one.
 
-    python benchmarks/method_costs.py        # two minutes
+    python benchmarks/method_costs.py        # three minutes
 
 SASRec of configs/dllm2rec/amazon-beauty.yaml, every method with its settings there; a teacher that lists 50 items for every
 training example and gives vectors 576 wide (as SmolLM2-135M does), both random: what they say hardly changes what they cost.
@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--runs", type=Path, default=Path("runs/dllm2rec"))
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=25)
     parser.add_argument("--steps", type=int, default=10, help="of each method before the next takes its turn")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--out", type=Path, default=Path("results/method_costs.json"))
