@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 import subprocess
 import sys
 from collections import namedtuple
@@ -211,3 +212,17 @@ def test_a_failed_body_gives_the_lock_back_and_a_refusal_takes_nothing(tmp_path:
         raise RuntimeError
     with locked(tmp_path / ".lock", "this run"):
         pass
+
+
+def test_a_link_is_written_through_and_a_device_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "real.json").write_text("old")
+    (tmp_path / "link.json").symlink_to("real.json")
+    write_text(tmp_path / "link.json", "new")
+    assert (tmp_path / "link.json").is_symlink()
+    assert (tmp_path / "real.json").read_text() == "new"
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_text(tmp_path / "pipe", "words")
+    assert os.read(reader, 99) == b"words"
+    os.close(reader)
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)

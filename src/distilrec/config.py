@@ -252,8 +252,8 @@ class Config(Settings):
     """A whole run."""
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    seed: int = Field(42, ge=0)
-    threads: int | None = Field(None, ge=1)
+    seed: int = Field(42, ge=0, lt=1 << 62)
+    threads: int | None = Field(None, ge=1, le=1024)
     data: DataSettings
     student: Choice = Choice(name="sasrec")
     train: TrainSettings = TrainSettings()

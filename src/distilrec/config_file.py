@@ -43,7 +43,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError("no such file.", where=str(path), remedy="Check the path of the configuration.") from None
     except OSError as error:
         raise ConfigError(f"cannot be read ({error.strerror}).", where=str(path), remedy="Give a YAML file.") from None
-    except (yaml.YAMLError, ValueError) as error:  # not UTF-8, or a date that there is not
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # not UTF-8, a date that there is not, brackets without end
         text = " ".join(str(error).split())
         raise ConfigError(f"not valid YAML ({text}).", where=str(path), remedy="Mend the file.") from None
     if not isinstance(content, dict):

@@ -22,6 +22,10 @@ def write_with(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         DiskFullError: the disk or quota is full; `path` keeps its old content and nothing is left beside it.
     """
+    path = path.resolve() if path.is_symlink() else path
+    if path.exists() and not path.is_file():  # a device or a pipe: nothing may take its place
+        write(path)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

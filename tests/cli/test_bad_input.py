@@ -285,6 +285,22 @@ def test_a_value_that_cannot_be_read(cli: Cli, log: Path) -> None:
         )
 
 
+def test_columns_apart_by_semicolons(cli: Cli, log: Path, titles: Path) -> None:
+    log.write_text(log.read_text().replace(",", ";"))
+    check(cli("prepare", "--interactions", log, "--items", titles), "is one column", "Separate columns by commas")
+
+
+def test_a_seed_and_threads_beyond_all_reason(cli: Cli, log: Path) -> None:
+    check(cli("prepare", "--interactions", log, "seed=99999999999999999999999"), "seed")
+    check(cli("prepare", "--interactions", log, "threads=100000"), "threads")
+
+
+def test_a_name_among_the_words_names_the_run(cli: Cli, log: Path) -> None:
+    done = cli("prepare", "--interactions", log, "name=trial")
+    assert done.code == 0
+    assert (done.runs / "trial").is_dir()
+
+
 def test_no_data(cli: Cli) -> None:
     check(cli("prepare"), "there are no data", "--interactions FILE")
 

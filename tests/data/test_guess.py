@@ -102,3 +102,23 @@ def test_further_text_columns() -> None:
     assert guess_text(frame, names, given=[], where="x") == []
     with pytest.raises(InputError, match=r"no column 'colour'.*Correct data\.columns\.text\."):
         guess_text(frame, names, given=["colour"], where="x")
+
+
+@pytest.mark.parametrize(
+    ("ids", "ranks", "said"),
+    [
+        (["1", "2", "3", "x"], ["1", "2", "3", "4"], "item_id"),  # one item is not in the log
+        (["1.0", "2.0", "3.0", "4.0"], ["4", "3", "2", "1"], None),  # whole numbers that happen to be ids
+        (["1", "x", "y", "z"], ["1", "2", "3", "4"], None),
+    ],
+)
+def test_a_column_named_like_an_id_is_not_outvoted_in_silence(
+    ids: list[str], ranks: list[str], said: str | None
+) -> None:
+    frame = pl.DataFrame({"item_id": ids, "rank": ranks})
+    known = pl.Series(["1", "2", "3", "4"])
+    if said is None:
+        with pytest.raises(InputError, match=r"'item_id' holds [01] of the log's 4 item ids .*'rank' 4.*item_key"):
+            guess_item_id(frame, frame.columns, known, given=None, where="i.csv")
+    else:
+        assert guess_item_id(frame, frame.columns, known, given=None, where="i.csv") == said

@@ -75,11 +75,13 @@ def test_a_done_stage_with_a_damaged_file_is_refused_and_says_which(tmp_path: Pa
         (folder / "in").mkdir(exist_ok=True)
         for name in ("a.npy", "in/b.parquet", "checkpoint.safetensors"):
             (folder / name).write_bytes(b"12345")
-        write_json(folder / "account.json", {"rows": 1})  # may change later
+        write_json(folder / "fit.json", {"epochs": 1})
+        (folder / ".a.npy.17.part").touch()  # of a part that was killed
 
     folder = stage(tmp_path, "work", {}, work).folder
-    write_json(folder / "account.json", {"rows": 2, "more": 3})
+    assert not (folder / ".a.npy.17.part").exists()
     (folder / "another.npy").touch()
+    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
     assert stage(tmp_path, "work", {}, work).cached
     for content, words in (
         (b"1234", "4 bytes of what were 5"),
@@ -93,7 +95,10 @@ def test_a_done_stage_with_a_damaged_file_is_refused_and_says_which(tmp_path: Pa
             stage(tmp_path, "work", {}, work)
         assert str(folder / "in" / "b.parquet") in caught.value.line()
         (folder / "in/b.parquet").touch()
-    (folder / "in/b.parquet").unlink()
+    (folder / "fit.json").unlink()
+    (folder / "in/b.parquet").write_bytes(b"12345")
+    with pytest.raises(InputError, match="the file is gone"):
+        stage(tmp_path, "work", {}, work)
     (folder / "stage.json").unlink()
     assert not stage(tmp_path, "work", {}, work).cached  # the remedy that the line names
     assert stage(tmp_path, "work", {}, work).cached
@@ -106,3 +111,17 @@ def test_a_stage_of_before_sizes_were_kept_is_taken(tmp_path: Path) -> None:
     write_json(folder / "stage.json", mark)
     (folder / "a.npy").unlink()
     assert stage(tmp_path, "work", {}, lambda *_: None).cached
+
+
+def test_the_account_of_a_store_may_grow(tmp_path: Path) -> None:
+    def work(folder: Path, _key: str) -> None:
+        (folder / "shard-0.parquet").write_bytes(b"1")
+        write_json(folder / "account.json", {"rows": 1})
+
+    folder = stage(tmp_path, "knowledge", {}, work).folder
+    write_json(folder / "account.json", {"rows": 2, "more": 3})
+    (folder / "shard-1.parquet").write_bytes(b"1")
+    assert stage(tmp_path, "knowledge", {}, work).cached
+    (folder / "shard-0.parquet").unlink()
+    with pytest.raises(InputError, match="the file is gone"):
+        stage(tmp_path, "knowledge", {}, work)

@@ -39,7 +39,8 @@ def main() -> NoReturn:
     except Exception as error:
         if hasattr(error, "format_message"):  # a usage error: unknown option, missing argument
             _stop(f"Error: {error.format_message().rstrip('.')}. See distilrec --help.", 2)
-        known = disk_error(error, _here())
+        named = getattr(error, "filename", None)
+        known = disk_error(error, _here() if not isinstance(named, str) else _here() / named)
         if isinstance(known, DistilrecError):
             _stop(f"Error: {known.line()}", known.exit_code)
         if isinstance(error, OSError) and error.filename and not isinstance(error, FileNotFoundError):

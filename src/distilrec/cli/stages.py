@@ -145,7 +145,7 @@ def read_words(words: Sequence[str], interactions: Path | None, items: Path | No
         overrides.append(f"data.items={_quoted(items)}")
     if name is not None:
         overrides.append(f"name={_quoted(name)}")
-    elif interactions is not None and not paths:
+    elif interactions is not None and not paths and not any(word.startswith("name=") for word in words):
         plain = re.sub(r"[^A-Za-z0-9._-]+", "-", interactions.name.split(".")[0]).strip("-._")
         overrides.append(f"name={_quoted(plain or 'run')}")
     if (

@@ -84,6 +84,12 @@ def guess(
     hits = [name for name in names if name.lower().endswith(_ENDS[role])]
     if len(hits) == 1:
         return hits[0]
+    if required and len(names) == 1 and any(mark in names[0] for mark in ";\t|"):
+        raise InputError(
+            f"the header {names[0]!r} is one column.",
+            where=where,
+            remedy="Separate columns by commas, or by tabs in a file named .tsv.",
+        )
     if required:
         raise InputError(
             f"no {_setting(role)} column found among {_listed(names)}.",
@@ -94,7 +100,11 @@ def guess(
 
 
 def guess_item_id(frame: pl.DataFrame, names: Sequence[str], known: pl.Series, *, given: str | None, where: str) -> str:
-    """Return the item table's id column: the one whose values cover most of the ids seen in the log, names break ties."""
+    """Return the item table's id column: the one whose values cover most of the ids seen in the log.
+
+    A column that is named like one needs half of that to win. Where it has less and ids are whole numbers, which a column of ranks or
+    prices may hold by chance, somebody must say which is meant.
+    """
     if given is not None:
         return guess("item_key", names, given=given, where=where) or given
     wanted = set(known.to_list())
@@ -106,9 +116,21 @@ def guess_item_id(frame: pl.DataFrame, names: Sequence[str], known: pl.Series, *
             where=where,
             remedy="Name the id column with data.columns.item_key=NAME, or give the items file that belongs to the log.",
         )
-    leaders = [name for name in names if cover[name] == best]
-    named = [name for tier in _NAMES[ITEM] for name in leaders if _plain(name) in {_plain(word) for word in tier}]
-    return (named or leaders)[0]
+    named = [name for tier in _NAMES[ITEM] for name in names if _plain(name) in {_plain(word) for word in tier}]
+    if not named:
+        return next(name for name in names if cover[name] == best)
+    likely = max(named, key=lambda name: cover[name])
+    if 2 * cover[likely] < best:
+        other = next(name for name in names if cover[name] == best)
+        if not all(word.isdecimal() for word in wanted):
+            return other
+        raise InputError(
+            f"column {likely!r} holds {cover[likely]:,} of the log's {len(wanted):,} item ids "
+            f"(such as {_listed(sorted(wanted)[:3])}), {other!r} {best:,}.",
+            where=where,
+            remedy="Write the ids as the log does, or choose with data.columns.item_key=NAME.",
+        )
+    return likely
 
 
 def guess_text(frame: pl.DataFrame, names: Iterable[str], *, given: Sequence[str] | None, where: str) -> list[str]:

@@ -18,7 +18,8 @@ _CLOCK = "clock.json"  # while the work is under way
 _POLL_SECONDS = 0.2
 _TEMPORARY = ("checkpoint.safetensors", _CLOCK)
 _PASSING = ("checkpoint.safetensors", "moments.safetensors")  # a later stage may take them away
-_LASTING = (".npy", ".parquet", ".safetensors", ".html")  # files that nobody changes once they are written
+_LASTING = (".npy", ".parquet", ".safetensors", ".html", ".json")  # files that nobody changes once they are written
+_GROWING = ("knowledge", "vectors")  # but here the JSON is an account
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ def stage(
     started = time.monotonic()
     work(folder, key)
     done = Stage(name, key, folder, earlier + time.monotonic() - started, False, peak_rss_mb())
-    write_json(mark, {**asdict(done), "folder": folder.name, "inputs": inputs, "bytes": _lasting(folder)})
+    write_json(mark, {**asdict(done), "folder": folder.name, "inputs": inputs, "bytes": _lasting(folder, name)})
     for temporary in _TEMPORARY:
         (folder / temporary).unlink(missing_ok=True)
     say(f"{name}: done in {done.seconds:.1f} s")
@@ -89,9 +90,12 @@ def stage_folder(root: Path, name: str, inputs: dict[str, Any]) -> Path:
     return root / f"{name}-{_key(name, inputs)[:10]}"
 
 
-def _lasting(folder: Path) -> dict[str, int]:
-    """Return the size of each file of a stage that is to stay as it is, by its path in the folder."""
-    files = (path for path in folder.rglob("*") if path.suffix in _LASTING and path.name not in _PASSING)
+def _lasting(folder: Path, name: str) -> dict[str, int]:
+    """Return the size of each file of a stage that is to stay as it is, by its path in the folder. What kills left half goes."""
+    for left in folder.rglob(".*.part"):
+        left.unlink(missing_ok=True)
+    kinds = set(_LASTING) - ({".json"} if name.startswith(_GROWING) else set())
+    files = (path for path in folder.rglob("*") if path.suffix in kinds and path.name not in (*_PASSING, _CLOCK, _MARK))
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(files)}
 
 

@@ -300,11 +300,14 @@ class RecordedTeacher:
 
     @classmethod
     def files(cls, settings: RecordedSettings) -> list[list[str]]:
-        """Return name and SHA-256 of each file that is read, and the settings that say how."""
-        named = [settings.rankings, settings.item_vectors]
+        """Return role, name and SHA-256 (none where there is no file) of each file that is read, and the settings that say how."""
+        named = [("rankings", settings.rankings), ("item_vectors", settings.item_vectors), ("folder", settings.folder)]
         if settings.folder is not None and settings.folder.is_dir():
-            named += sorted(path for path in settings.folder.iterdir() if path.suffix in (".pt", ".txt"))
-        found = [[path.name, sha256_file(path)] for path in named if path is not None and path.is_file()]
+            inside = sorted(path for path in settings.folder.iterdir() if path.suffix in (".pt", ".txt"))
+            named[2:] = [("folder", path) for path in inside]
+        found = [
+            [role, path.name, sha256_file(path) if path.is_file() else ""] for role, path in named if path is not None
+        ]
         how = settings.model_dump(mode="json", exclude={"rankings", "item_vectors", "folder"})
         return [*found, ["settings", json.dumps(how, sort_keys=True)]]
 
