@@ -231,6 +231,7 @@ def test_what_fails_is_reported_and_the_rest_goes_on(compare: Cli, content: Cont
     assert "Partial: 1 jobs were not done, 1 failed." in (done.root / "report.html").read_text()
     only = found["advice"][0]["words"]
     assert only[0].startswith("Take fpmc + plain: ")
+    assert "Nothing that was distilled was measured beside it." in only
     assert only[-1].startswith("One seed only")
 
 

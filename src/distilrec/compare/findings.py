@@ -120,6 +120,8 @@ def _reasons(taken: Mapping[str, Any], own: Sequence[Mapping[str, Any]], metric:
             return [
                 f"With this student {', '.join(name_of(row) for row in better)} would be better, at the price of a teacher."
             ]
+        if all(row["teacher"] is None for row in own):
+            return ["Nothing that was distilled was measured beside it."]
         return ["It needs no teacher: nothing that was distilled is surely better than it."]
     gain, plain = taken["difference"][metric], taken["metrics"][metric] - taken["difference"][metric]
     low, high = taken["difference_ci95"][metric]
