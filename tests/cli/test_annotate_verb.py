@@ -279,6 +279,7 @@ def test_no_key_in_what_an_ended_run_leaves_behind(how: signal.Signals, canary: 
 def test_no_key_in_the_traceback_of_a_fault_of_ours(canary: Canary) -> None:
     with ScriptedServer(talkative) as server:
         assert canary.run(server, "annotate.caps.rows=5") == 0
-        (asking.knowledge_of(canary.folder / "runs" / "asking") / "journal.jsonl").mkdir()  # what nobody foresees
+        account = asking.knowledge_of(canary.folder / "runs" / "asking") / "account.json"
+        account.write_text("[]")  # what nobody foresees
         assert canary.run(server) == 1
     assert "Traceback" in canary.check(server)
