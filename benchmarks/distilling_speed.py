@@ -42,14 +42,9 @@ WIDTH, TOP_K, LENGTH, BATCH = 4096, 10, 10, 256
 
 def main() -> None:
     """Time all three and write the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--runs", type=Path, default=Path("runs/dllm2rec"))
-    parser.add_argument("--repeats", type=int, default=5)
+    parser = timing_options(__doc__, Path("results/dllm2rec.json"), repeats=5)
     parser.add_argument("--steps", type=int, default=10, help="steps of the naive implementation to time, three times")
-    parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--out", type=Path, default=Path("results/dllm2rec.json"))
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -81,6 +76,17 @@ def main() -> None:
     }  # fmt: skip
     write_json(arguments.out, content)
     say(f"distilling / plain {content['epoch_ratio_plain']}, naive / distilling {content['epoch_ratio_naive']}")
+
+
+def timing_options(doc: str | None, out: Path, repeats: int) -> argparse.ArgumentParser:
+    """Return the options that benchmarks of a step's or an epoch's time have in common."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/dllm2rec"))
+    parser.add_argument("--repeats", type=int, default=repeats)
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--out", type=Path, default=out)
+    return parser
 
 
 def random_knowledge(dataset: Dataset, top_k: int = TOP_K, width: int = WIDTH) -> Knowledge:

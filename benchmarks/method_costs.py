@@ -9,7 +9,6 @@ them.
 Writes results/method_costs.json.
 """
 
-import argparse
 import statistics
 import time
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from typing import Any
 
 import torch
 
-from distilling_speed import random_knowledge, task  # the benchmark beside this one
+from distilling_speed import random_knowledge, task, timing_options  # the benchmark beside this one
 from distilrec.files import write_json
 from distilrec.pipeline import Pipeline
 from distilrec.progress import say
@@ -30,13 +29,8 @@ NAME, TOP_K, WIDTH = "amazon-beauty", 50, 576
 
 def main() -> None:
     """Time all and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--runs", type=Path, default=Path("runs/dllm2rec"))
-    parser.add_argument("--repeats", type=int, default=25)
+    parser = timing_options(__doc__, Path("results/method_costs.json"), repeats=25)
     parser.add_argument("--steps", type=int, default=10, help="of each method before the next takes its turn")
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--out", type=Path, default=Path("results/method_costs.json"))
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
