@@ -23,10 +23,11 @@ from distilrec.knowledge.store import Knowledge
 from distilrec.methods import METHODS
 from distilrec.methods.base import Method
 from distilrec.pipeline.alternating import Alternation
+from distilrec.pipeline.beforehand import look_for_key
 from distilrec.pipeline.evaluate import Entry, evaluate
 from distilrec.pipeline.names import named
 from distilrec.pipeline.stage import Stage, stage, stage_folder
-from distilrec.pipeline.student import fit_student, student_inputs, trained_student
+from distilrec.pipeline.student import PLAIN, fit_student, student_inputs, trained_student
 from distilrec.pipeline.teaching import Teaching
 from distilrec.progress import first_process, say
 from distilrec.settings import checked
@@ -68,10 +69,10 @@ class Pipeline:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
 
-    def _check_needs(self) -> None:
-        """See, before any work for it, that the teacher gives what the method learns from."""
+    def _check_teacher(self) -> None:
+        """See, before any work for it, that the teacher gives what the method learns from, and can be made."""
         gives = self.teacher_kind.gives | ({"item_vectors"} if self.config.annotate.vectors is not None else set())
-        if missing := self._needs() - gives:
+        if missing := self.needs - gives:
             named = " and ".join(sorted(missing)).replace("_", " ")
             vectors = ", set annotate.vectors for item vectors" * ("item_vectors" in missing)
             raise ConfigError(
@@ -79,9 +80,14 @@ class Pipeline:
                 remedy=f"Choose another teacher or method{vectors}, or switch off what learns from them: "
                 f"docs/methods/{self.method_kind.name}.md.",
             )
+        if self.needs or self.teacher_kind.asked == "positions":
+            _ = self.teaching.looked
+        if self.needs:
+            look_for_key(self.teaching)
 
-    def _needs(self) -> frozenset[str]:
-        """Return what the method reads of stored knowledge. One with rounds reads rankings where the teacher cannot take part."""
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the method reads of stored knowledge. One with rounds reads rankings where the teacher cannot take part."""
         needs = self.method_kind.needs_of(self.method_settings)
         return (
             needs
@@ -154,18 +160,18 @@ class Pipeline:
     @cached_property
     def student(self) -> Student:
         """The plain student, trained."""
-        return trained_student(self, "student", self.config.train, METHODS["plain"], None, {"method": "plain"})
+        return trained_student(self, "student", self.config.train, METHODS["plain"], None, PLAIN)
 
     @cached_property
     def distilled(self) -> Student:
         """The student trained by the configured method."""
-        self._check_needs()
+        self._check_teacher()
         if self._in_rounds:
             return self.alternation.student
         if self.method_kind.rounds_of(self.method_settings) is not None:
             teacher, method = self.teacher_kind.name, self.method_kind.name
             say(f"the teacher {teacher} cannot train in rounds: {method} learns from its stored rankings, once")
-        knowledge = self.knowledge if self._needs() else None
+        knowledge = self.knowledge if self.needs else None
         inputs: dict[str, Any] = {"method": self.method_kind.name, "method_settings": self.method_settings.model_dump()}
         if knowledge is not None:
             inputs["knowledge"] = [self.stages["knowledge"].key, knowledge.digest]
@@ -201,6 +207,7 @@ class Pipeline:
     @cached_property
     def teacher(self) -> Any:
         """The teacher, trained if it is one that is trained, ready to be asked; None if there is nothing to ask."""
+        _ = self.teaching.looked
         return self.alternation.teacher if self._in_rounds else self.teaching.teacher()
 
     @cached_property
@@ -217,7 +224,7 @@ class Pipeline:
 
     def evaluate(self) -> dict[str, Any]:
         """Measure plain student, teacher and distilled student on the test examples; write results.json and report.html."""
-        self._check_needs()
+        self._check_teacher()
         entries = [
             Entry(self.config.student.name, "student", self.student, self._fit_of("student")),
             *self._teacher_entry(),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from distilrec.pipeline.run import Pipeline
 
 MODEL = "model.safetensors"
+PLAIN = {"method": "plain"}  # what a plain student's stage depends on, beside the student and its training
 
 
 def student_inputs(run: "Pipeline", training: TrainSettings, kind: type[Student], settings: Any) -> dict[str, Any]:
@@ -67,6 +68,12 @@ def trained_student(
 
         done = run.stage(f"{name}-refit", {"selected": done.key}, again, together=True)
     return load_student(done.folder / MODEL, STUDENTS)
+
+
+def plain_folder(run: "Pipeline") -> Path:
+    """Return where the run's plain student lies before any refit, trained or not."""
+    selecting = run.config.train.model_copy(update={"refit": False})
+    return run.stage_folder("student", {**run.student_inputs(selecting), **PLAIN})
 
 
 def fit_student(

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distilrec.config import TrainSettings
 from distilrec.data.dataset import open_dataset
 from distilrec.errors import FingerprintError, InputError
 from distilrec.files import hash_json, sha256_file
 from distilrec.pipeline.names import named
 from distilrec.pipeline.stage import Stage
-from distilrec.pipeline.student import fit_conventional, relevant, say_fit, student_inputs
+from distilrec.pipeline.student import MODEL, fit_conventional, plain_folder, relevant, say_fit, student_inputs
 from distilrec.progress import first_process, say
 from distilrec.settings import checked
 from distilrec.students import STUDENTS
@@ -24,12 +25,7 @@ if TYPE_CHECKING:
 
 def given(teaching: "Teaching", folder: Path) -> Stage:
     """Return a teacher that was trained before as if it were a stage of this run."""
-    files = [path for path in sorted(folder.glob("*")) if path.suffix in (".json", ".safetensors")]
-    if not any(path.name == "teacher.json" for path in files):
-        raise InputError(
-            "this folder holds no trained teacher (no teacher.json).", where=str(folder),
-            remedy="Give the folder of a teacher's stage, RUN/teacher-KEY or RUN/teacher-round-N-KEY.",
-        )  # fmt: skip
+    files = trained_files(folder)
     kept = [[path.name, sha256_file(path)] for path in files if path.name != "stage.json"]
     done = Stage("teacher", hash_json(kept), folder, 0.0, True, 0.0)
     teacher: Any = teaching.restored(done)()
@@ -41,6 +37,21 @@ def given(teaching: "Teaching", folder: Path) -> Stage:
     teaching.run.stages["teacher"] = done
     say(f"teacher: taken from {folder}")
     return done
+
+
+def trained_files(folder: Path) -> list[Path]:
+    """Return the files of a teacher that was trained before.
+
+    Raises:
+        InputError: there is none in the folder.
+    """
+    files = [path for path in sorted(folder.glob("*")) if path.suffix in (".json", ".safetensors")]
+    if not any(path.name == "teacher.json" for path in files):
+        raise InputError(
+            "this folder holds no trained teacher (no teacher.json).", where=str(folder),
+            remedy="Give the folder of a teacher's stage, RUN/teacher-KEY or RUN/teacher-round-N-KEY.",
+        )  # fmt: skip
+    return files
 
 
 def train_llm(teaching: "Teaching", task_kind: Callable[..., Any], *, without: int | None = None) -> Stage:
@@ -76,18 +87,33 @@ def train_llm(teaching: "Teaching", task_kind: Callable[..., Any], *, without: i
 
 def train_student(teaching: "Teaching") -> Stage:
     """Train the conventional recommender that the teacher is, or builds on."""
-    run, training, choice = teaching.run, teaching.run.config.train, teaching.settings.recommender
-    if choice is None:
+    if teaching.settings.recommender is None:
         return teaching.student_stage()
-    kind: type[Student] = named(STUDENTS, choice.name, "student")
-    settings = checked(kind.Settings, choice.settings(), where="teacher.recommender")
-    plain = training.model_copy(update={"refit": False})
-    inputs = student_inputs(run, plain, kind, settings)
+    run = teaching.run
+    kind, settings, plain, inputs = _recommender(teaching)
 
     def work(folder: Path, key: str) -> None:
         fit_conventional(run, kind, settings, plain, folder, label="train recommender", identity=key)
 
     return run.stage("teacher", inputs, work, together=True)
+
+
+def recommender_trained(teaching: "Teaching") -> bool:
+    """Return whether the conventional recommender that a teacher builds on is trained already."""
+    if teaching.settings.recommender is None:
+        folder = plain_folder(teaching.run)
+    else:
+        folder = teaching.run.stage_folder("teacher", _recommender(teaching)[3])
+    return (folder / MODEL).exists()
+
+
+def _recommender(teaching: "Teaching") -> tuple[type[Student], Any, TrainSettings, dict[str, Any]]:
+    """Return the recommender's kind and settings, how it is trained, and what its stage depends on."""
+    run, choice = teaching.run, teaching.settings.recommender
+    kind: type[Student] = named(STUDENTS, choice.name, "student")
+    settings = checked(kind.Settings, choice.settings(), where="teacher.recommender")
+    plain = run.config.train.model_copy(update={"refit": False})
+    return kind, settings, plain, student_inputs(run, plain, kind, settings)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from distilrec.knowledge.examples import chosen_examples
 from distilrec.knowledge.select import Chosen, difficulties, select
 from distilrec.knowledge.store import Knowledge, KnowledgeWriter, open_knowledge, writing
 from distilrec.pipeline.asking import ask_ranker, estimate_ranker
+from distilrec.pipeline.beforehand import look_beforehand, look_for_key
 from distilrec.pipeline.stage import Stage
 from distilrec.pipeline.student import MODEL
 from distilrec.pipeline.teacher_training import Restore, given, train_llm, train_student
@@ -61,10 +62,16 @@ class Teaching:
         return self.run.stages.get("student-refit", self.run.stages["student"])
 
     @cached_property
+    def looked(self) -> None:
+        """That the teacher can be made, as far as it shows before any training; see `look_beforehand`."""
+        look_beforehand(self)
+
+    @cached_property
     def trained(self) -> Stage | None:
         """The stage that the teacher is trained in, done; None if it is one that is not trained."""
         if self.kind.trained == "nothing":
             return None
+        _ = self.looked
         if (folder := getattr(self.settings, "trained", None)) is not None:
             return given(self, folder)
         if self.kind.trained == "student":
@@ -79,6 +86,7 @@ class Teaching:
                 f"annotate.folds is for teachers that are trained over the catalogue, and {self.kind.name} is not.",
                 remedy="Set annotate.folds=1.",
             )
+        _ = self.looked
         return [train_llm(self, Task, without=part) for part in range(self.run.config.annotate.folds)]
 
     @property
@@ -101,10 +109,10 @@ class Teaching:
 
     def examples(self) -> Ints:
         """Return the ids of the examples to ask about, ascending."""
-        chosen = self._candidates()
+        chosen = self.candidates()
         return np.sort(self.run.method_kind.select(self.run.method_settings, self.run.data, chosen, self.difficulty))
 
-    def _candidates(self) -> Ints:
+    def candidates(self) -> Ints:
         """Return the ids of the examples that could be asked about, before a method chooses among them."""
         default = "last" if self.kind.asked == "prompts" else "all"
         return chosen_examples(self.run.data, self.run.config.annotate, default, self.run.config.seed)
@@ -113,7 +121,7 @@ class Teaching:
         """Choose examples by their difficulty; what is None is taken from the method's settings, where it has them."""
         own = self.run.method_settings
         policy = policy or str(getattr(own, "policy", "maxmin"))
-        examples = self._candidates()
+        examples = self.candidates()
         wanted = budget or getattr(own, "budget", 500) or len(examples)
         seed = getattr(own, "selection_seed", 0) if seed is None else seed
         hard = self.difficulty(examples)
@@ -179,6 +187,7 @@ class Teaching:
     def knowledge(self) -> Knowledge:
         """Ask about what has not been asked yet, and return all that is stored."""
         run = self.run
+        look_for_key(self)
         trained = self.parted[0] if run.config.annotate.folds > 1 else self.trained
         details = self.details(trained)
 

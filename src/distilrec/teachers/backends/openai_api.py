@@ -90,6 +90,15 @@ class OpenAIBackend:
             self._model = names[0]
         return self._model
 
+    def look_beforehand(self) -> None:
+        """See that there is a key, and a model to ask; where none was named, the server is asked for it.
+
+        Raises:
+            BackendError: there is none.
+        """
+        self._access()
+        _ = self.model
+
     def identity(self) -> dict[str, Any]:
         """See `Served.identity`."""
         return {
