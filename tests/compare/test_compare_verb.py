@@ -217,7 +217,7 @@ def test_what_fails_is_reported_and_the_rest_goes_on(compare: Cli, content: Cont
     content["teachers"] = {"file": {"name": "recorded", "rankings": str(tmp_path / "said.jsonl")}}
     content |= {"seeds": [1], "tune": {"trials": 1}}
     done = compare(content)
-    assert done.code == 0, done.err
+    assert done.code == 3, done.err
     found = results(done.root)
     assert [(row["student"], row["method"]) for row in found["rows"]] == [("fpmc", "plain")]
     assert list(found["failed"]) == ["toy/file"]

@@ -81,6 +81,8 @@ def compare(
         from distilrec.compare.tracking import log_rows
 
         log_rows(content, mlflow)
+    if content["failed"]:
+        raise typer.Exit(3)  # a report all the same, but a script should know that it is not whole
 
 
 def _matrix(config: Path | None, interactions: Path | None, items: Path | None) -> "Matrix":

@@ -28,7 +28,7 @@ app.command("compare")(compare.compare)
 
 
 def main() -> NoReturn:
-    """Run the command line. Exit codes: 0 done, 2 wrong input, 130 interrupted, 1 a fault of ours."""
+    """Run the command line. Exit codes: 0 done, 2 wrong input, 3 some jobs failed, 130 interrupted, 1 a fault of ours."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
