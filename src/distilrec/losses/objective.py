@@ -11,6 +11,7 @@ from distilrec.data.batching import Batch, Negatives
 from distilrec.losses.catalogue import Weigh, catalogue_loss, cross_entropy, scan
 from distilrec.losses.dro import Robust, propensities
 from distilrec.losses.negatives import Sampler, hidden, repeats
+from distilrec.losses.picked import score
 from distilrec.losses.sampled import (
     each_bce,
     each_bpr,
@@ -204,10 +205,3 @@ def only_needed_rows(batch: Batch) -> tuple[Tensor, Batch]:
     histories = torch.where(batch.histories < 0, batch.histories, split[0])  # a mask stays a mask
     negatives = None if drawn is None else Negatives(split[2], drawn.log_q, drawn.log_q_targets)
     return items, replace(batch, histories=histories, targets=split[1], negatives=negatives)
-
-
-def score(states: Tensor, table: Tensor, items: Tensor) -> Tensor:
-    """Score some items: [T, d] states with [n] shared or [T, n] own items, never the whole catalogue; [T, n]."""
-    if items.dim() == 1:
-        return states @ table[items].T
-    return torch.bmm(table[items], states[:, :, None])[:, :, 0]

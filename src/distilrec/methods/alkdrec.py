@@ -23,7 +23,7 @@ from distilrec.data.dataset import Dataset
 from distilrec.data.split import Ints
 from distilrec.knowledge.select import GainSettings, select
 from distilrec.knowledge.store import NOTHING, Knowledge
-from distilrec.losses.objective import score
+from distilrec.losses.picked import score
 from distilrec.methods.base import Method
 from distilrec.settings import Settings
 

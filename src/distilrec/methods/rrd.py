@@ -20,7 +20,7 @@ from torch import Tensor
 
 from distilrec.data.batching import Batch
 from distilrec.knowledge.store import NOTHING, Knowledge
-from distilrec.losses.objective import score
+from distilrec.losses.picked import score
 from distilrec.methods.base import Method
 from distilrec.methods.drawing import draw, listed_among
 from distilrec.settings import Settings

@@ -26,7 +26,7 @@ from torch import Tensor
 from distilrec.data.batching import Batch
 from distilrec.knowledge.store import NOTHING, Knowledge
 from distilrec.losses.catalogue import weighted_cross_entropy
-from distilrec.losses.objective import score
+from distilrec.losses.picked import score
 from distilrec.methods.base import Method
 from distilrec.settings import Settings
 
