@@ -16,7 +16,11 @@ def made(rows: int, each: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tens
     generator = torch.Generator().manual_seed(3)
     states = torch.randn(rows, 5, generator=generator, dtype=dtype, requires_grad=True)
     table = torch.randn(7, 5, generator=generator, dtype=dtype, requires_grad=True)
-    return states, table, torch.randint(7, (rows, each), generator=generator)  # 7 items: many are picked again and again
+    return (
+        states,
+        table,
+        torch.randint(7, (rows, each), generator=generator),
+    )  # 7 items: many are picked again and again
 
 
 @pytest.mark.parametrize("near", [1, 60, 1 << 18])

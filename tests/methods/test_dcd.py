@@ -14,7 +14,7 @@ from distilrec.data.batching import Batch
 from distilrec.errors import ConfigError, InputError
 from distilrec.knowledge.store import Knowledge
 from distilrec.losses.objective import Objective
-from distilrec.methods.dcd import DCD, DCDSettings, above, list_loss, student_ranks, tied_ranks
+from distilrec.methods.dcd import DCD, DCDSettings, above, descending, list_loss, places_of, student_ranks, tied_ranks
 from distilrec.methods.plain import Plain, PlainSettings
 from distilrec.settings import checked
 from fixtures_rankings import batch as batch_of
@@ -130,8 +130,24 @@ def test_list_loss_by_hand() -> None:
 
 
 def test_counts_above_by_hand() -> None:
-    values = torch.tensor([[3.0, 1.0, 2.0, 2.0], [-torch.inf, 0.0, -torch.inf, 1.0]])
-    assert above(values, torch.tensor([[2.0, 0.0], [0.5, -5.0]])).tolist() == [[1, 4], [1, 2]]
+    values = torch.tensor([[3.0, 1.0, 2.0, 2.0, 0.0], [-torch.inf, 0.0, -torch.inf, 1.0, 0.5]])
+    every = torch.ones_like(values, dtype=torch.bool)
+    some = torch.tensor([[True, True, False, True, False], [True, False, False, True, False]])
+    whole, part = above(values, [every, some])
+    assert whole.tolist() == [[0, 3, 1, 1, 4], [3, 2, 3, 0, 1]]
+    assert part.tolist() == [[0, 2, 1, 1, 3], [1, 1, 1, 0, 1]]
+
+
+def test_places_by_hand() -> None:
+    lists, on = torch.tensor([[4, 2, 7], [7, 7, 4], [2, 4, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0], [0, 1, 1]]).bool()
+    # 7 is wanted twice and stands twice on one list; behind the end of a list nothing stands.
+    found = places_of(torch.tensor([7, 2, 7, 4]), lists, on, 9)
+    assert found.tolist() == [[2, 0, 3], [1, 3, 3], [2, 0, 3], [0, 3, 1]]
+
+
+def test_both_ways_to_sort_agree() -> None:
+    values = torch.randn(20, 30, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(descending(values), values.argsort(dim=1, descending=True))
 
 
 def test_student_ranks_by_hand() -> None:

@@ -20,6 +20,9 @@ A, here a mean, so that a weight need not follow how many are drawn. (6) L_R dra
 target's counted where the teacher lists it.
 """
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -112,10 +115,9 @@ class DCD(Method):
         entries, chosen = (part[0] for part in draw(on.flatten().to(table.dtype).log()[None], settings.items))
         wanted = lists.flatten()[entries]  # [I]
         width = lists.shape[1]
-        match = (lists == wanted[:, None, None]) & on  # [I, S, K]
-        place = torch.where(match, torch.arange(width, device=items.device), width).amin(dim=2)  # [I, S]
+        place = places_of(wanted, lists, on, len(table))  # [I, S]
         scores = (table[wanted] @ states[rows].to(table.dtype).T).to(table.dtype)
-        student = 1 + above(scores.detach().where(known, -torch.inf), scores.detach())
+        student = 1 + above(scores.detach(), [known.expand_as(scores)])[0]
         missing = known & (targets[rows] != wanted[:, None])
         teacher = tied_ranks(place, known, width + 1).to(table.dtype)
         each = self._correction(scores, teacher, student.to(table.dtype), missing & (place < width), missing)
@@ -161,10 +163,33 @@ def list_loss(upper: Tensor, upper_there: Tensor, lower: Tensor, lower_there: Te
     return each.sum(dim=1) / upper_there.sum(dim=1).clamp_min(1)
 
 
-def above(values: Tensor, queries: Tensor) -> Tensor:
-    """Return how many of each row's values [R, n] are above each of its queries [R, q]; [R, q]."""
-    ordered = values.sort(dim=1).values
-    return values.shape[1] - torch.searchsorted(ordered, queries.contiguous(), right=True)
+def above(values: Tensor, counted: Sequence[Tensor]) -> list[Tensor]:
+    """Return how many columns that count have a higher number than each column of [R, n].
+
+    Args:
+        values: [R, n].
+        counted: [R, n] bool each, which columns count.
+
+    Returns:
+        [R, n] int32 for each of `counted`; equal numbers are not above each other.
+    """
+    order = descending(values)
+    placed = values.gather(1, order)
+    first = torch.ones_like(placed, dtype=torch.bool)  # of those alike
+    torch.ne(placed[:, 1:], placed[:, :-1], out=first[:, 1:])
+    found = []
+    for flags in counted:
+        there = flags.gather(1, order).to(torch.int32)
+        before = (there.cumsum(dim=1, dtype=torch.int32) - there).masked_fill_(~first, 0).cummax(dim=1).values
+        found.append(torch.empty_like(before).scatter_(1, order, before))
+    return found
+
+
+def descending(values: Tensor) -> Tensor:
+    """Return the columns of [R, n] by their numbers, the highest first; [R, n]."""
+    if values.device.type == "cpu":  # numpy sorts with vector instructions
+        return torch.from_numpy(np.argsort(-values.numpy(), axis=1))
+    return values.argsort(dim=1, descending=True)
 
 
 def student_ranks(listed: Tensor, there: Tensor, free: Tensor, off_list: Tensor, n_items: int) -> Tensor:
@@ -183,8 +208,21 @@ def student_ranks(listed: Tensor, there: Tensor, free: Tensor, off_list: Tensor,
     every = torch.cat([listed, free], dim=1)
     left = n_items - there.sum(dim=1, keepdim=True)  # items behind the list
     scale = left / off_list.sum(dim=1, keepdim=True).clamp_min(1)
-    outside = above(free.where(off_list, -torch.inf), every) * scale
-    return 1 + above(listed.where(there, -torch.inf), every) + outside.to(every.dtype)
+    on_list = torch.cat([there, torch.zeros_like(off_list)], dim=1)
+    inside, outside = above(every, [on_list, torch.cat([torch.zeros_like(there), off_list], dim=1)])
+    return 1 + inside + (outside * scale).to(every.dtype)
+
+
+def places_of(wanted: Tensor, lists: Tensor, on: Tensor, n_items: int) -> Tensor:
+    """Return where items [I] stand on lists [S, K] as far as these go (`on`, bool): 0 the best, K for not at all; [I, S]."""
+    width = lists.shape[1]
+    own = torch.full((n_items,), -1, device=lists.device)  # one row for each item, which may be wanted twice
+    own[wanted] = torch.arange(len(wanted), device=lists.device)
+    row = own[lists]
+    listed, column = (on & (row >= 0)).nonzero(as_tuple=True)
+    found = torch.full((len(wanted), len(lists)), width, device=lists.device)
+    found.view(-1).scatter_reduce_(0, row[listed, column] * len(lists) + listed, column, "amin")
+    return found[own[wanted]]
 
 
 def tied_ranks(place: Tensor, known: Tensor, levels: int) -> Tensor:
