@@ -78,6 +78,31 @@ def test_the_unit_of_the_clock_is_said_and_decided_once_for_the_column(tmp_path:
 
 
 @pytest.mark.parametrize(
+    ("times", "line"),
+    [
+        ("1717156800,1717156800000,1717156801", 3),
+        ("1717156800000,1717156801500,1717156800", 4),
+        ("-1e9,1717156800000,2e9", 3),
+    ],
+)
+def test_a_mixture_of_units_is_refused(tmp_path: Path, times: str, line: int) -> None:
+    rows = "".join(f"u,i{n},{time}\n" for n, time in enumerate(times.split(",")))
+    with pytest.raises(
+        InputError, match=f"times look like milliseconds .*line {line}|line {line}.*times look like milli"
+    ):
+        read(tmp_path / "a.csv", "user_id,item_id,time\n" + rows)
+
+
+@pytest.mark.parametrize(
+    "times", ["50000000000,90000000000,110000000000,160000000000", "5,1717156800000", "1e9,4e9,9e9"]
+)
+def test_a_counter_that_runs_across_a_border_is_no_mixture(tmp_path: Path, times: str) -> None:
+    rows = "".join(f"u,i{n},{time}\n" for n, time in enumerate(times.split(",")))
+    found = read(tmp_path / "a.csv", "user_id,item_id,time\n" + rows).frame[TIME].to_list()
+    assert found == sorted(found)
+
+
+@pytest.mark.parametrize(
     "column",
     [
         pl.Series([dt.datetime(2024, 5, 31, 12)]),

@@ -12,6 +12,8 @@ from distilrec.data.tables import Table, as_text, check_file, file_format, open_
 from distilrec.errors import InputError
 
 # Times above these are not seconds: nanoseconds, microseconds, milliseconds (for any date from 1973 to 5138).
+_NO_UNIT = 1e8  # smaller times say nothing: 0 is 0 in every unit
+_GAP = 20
 _UNITS = ((1e17, 1e9, "nanoseconds"), (1e14, 1e6, "microseconds"), (1e11, 1e3, "milliseconds"))
 _DATES = ("%Y-%m-%dT%H:%M:%S%.f%#z", "%Y-%m-%d %H:%M:%S%.f%#z", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f",
           "%Y-%m-%d %H:%M", "%Y-%m-%d", "%Y/%m/%d %H:%M:%S", "%Y/%m/%d", "%d.%m.%Y %H:%M", "%d.%m.%Y")  # fmt: skip
@@ -125,11 +127,30 @@ def _seconds(table: Table, column: str) -> tuple[pl.Series, str]:
     bad = values.is_null() | ~values.is_finite().fill_null(False)
     if bad.any():
         _refuse_time(table, column, int(bad.arg_true()[0]) + 1)
+    _refuse_mixed_units(table, column, values)
     middle = float(values.abs().median() or 0.0)  # type: ignore[arg-type]
     for above, per_second, unit in _UNITS:
         if middle > above:
             return values / per_second, f"time read as {unit} since 1970"
     return values, ""
+
+
+def _refuse_mixed_units(table: Table, column: str, values: pl.Series) -> None:
+    """Refuse times of which some are seconds and some milliseconds, say: read as one unit their order would be wrong.
+
+    A mixture leaves a gap, since no date of today is near a border between units; a counter that runs across one leaves none.
+    """
+    size = values.abs()
+    for border, _, unit in _UNITS:
+        below, above = size.filter((size >= _NO_UNIT) & (size < border)), size.filter(size >= border)
+        if len(below) and len(above) and float(above.min()) > _GAP * float(below.max()):  # type: ignore[arg-type]
+            few = size >= border if len(above) < len(below) else size < border
+            first = int((few & (size >= _NO_UNIT)).arg_true()[0])
+            raise InputError(
+                f"{len(above):,} times look like {unit} and {len(below):,} do not, such as {table.frame[column][first]!r}.",
+                where=table.where(first + 1, column),
+                remedy="Bring all times to one unit.",
+            )
 
 
 def _stripped(column: pl.Series) -> pl.Series:

@@ -31,7 +31,7 @@ class _Picked(torch.autograd.Function):
         return torch.cat(found)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         states, table, items = ctx.saved_tensors
         grad = grad.contiguous()
