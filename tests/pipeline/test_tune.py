@@ -12,7 +12,7 @@ import yaml
 from distilrec.config import Config
 from distilrec.config_file import load_config
 from distilrec.data.dataset import Dataset
-from distilrec.errors import ConfigError
+from distilrec.errors import ConfigError, InputError
 from distilrec.pipeline import Pipeline
 from distilrec.pipeline.space import distribution, read_space
 from distilrec.pipeline.tune import tune
@@ -163,6 +163,22 @@ def test_more_trials_go_on_and_a_finished_search_does_nothing(
     assert len(trained) == len(set(trained)) == 5
     search(settings, tmp_path, trials=4)
     assert len(trained) == 5
+
+
+@pytest.mark.parametrize("damage", ["other", "cut", "pages"])
+def test_a_damaged_study_is_one_line_and_without_it_nothing_is_trained_again(
+    settings: dict[str, Any], tmp_path: Path, trained: list[str], damage: str
+) -> None:
+    before = tried(search(settings, tmp_path, trials=2))
+    path = next(tmp_path.rglob("study.db"))
+    whole = path.read_bytes()
+    broken = {"other": b"no database at all, but long enough to be one" * 9, "cut": whole[: len(whole) // 2]}
+    path.write_bytes(broken.get(damage, whole[:4096] + b"\xff" * (len(whole) - 4096)))
+    with pytest.raises(InputError, match="the study cannot be read .*study.db|study.db.*the study cannot be read"):
+        search(settings, tmp_path, trials=2)
+    path.unlink()
+    assert tried(search(settings, tmp_path, trials=2)) == before
+    assert len(trained) == 2
 
 
 @pytest.mark.parametrize("when", [2, 5, 9])

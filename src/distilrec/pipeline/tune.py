@@ -12,13 +12,16 @@ checkpoint while it runs and outcome.json once it is over, so that equal setting
 """
 
 import math
+import sqlite3
 import time
 import warnings
+from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from distilrec.errors import ConfigError
+from distilrec.errors import ConfigError, InputError
 from distilrec.files import hash_json, write_json, write_text
 from distilrec.pipeline.run import Pipeline
 from distilrec.pipeline.space import Range, Space, distribution, given_values, need_optuna, with_values
@@ -48,6 +51,7 @@ def tune(
 
     Raises:
         ConfigError: optuna is missing, or the configuration's value for a key does not fit its range.
+        InputError: the study of earlier calls is damaged.
     """
     search = _Search(pipeline, space, minutes, prune)
     with warnings.catch_warnings():
@@ -73,8 +77,10 @@ class _Search:
             n_startup_trials=5, n_warmup_steps=training.patience * training.validate_every, n_min_trials=3
         )
         self.folder.mkdir(parents=True, exist_ok=True)
+        database = self.folder / "study.db"
+        _check(database)
         self.study = self.optuna.create_study(
-            storage=f"sqlite:///{self.folder / 'study.db'}",
+            storage=f"sqlite:///{database}",
             study_name=f"tune-{hash_json({'inputs': inputs(pipeline), 'space': parts})[:10]}",
             direction="maximize",
             pruner=pruner if prune else self.optuna.pruners.NopPruner(),
@@ -200,3 +206,20 @@ class _Search:
 
 def _tidy(value: Any) -> Any:
     return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def _check(database: Path) -> None:
+    """Refuse a study that is damaged."""
+    if not database.exists():
+        return
+    try:
+        with closing(sqlite3.connect(database)) as opened:
+            found = str(opened.execute("PRAGMA quick_check(1)").fetchone()[0])
+    except sqlite3.DatabaseError as error:
+        found = str(error)
+    if found != "ok":
+        raise InputError(
+            f"the study cannot be read ({' '.join(found.split())[:200]}).",
+            where=str(database),
+            remedy="Delete it and run again: trainings that are done are not done again.",
+        )
