@@ -397,6 +397,15 @@ def test_a_folder_of_runs_that_is_a_file(cli: Cli, log: Path, tmp_path: Path) ->
     )
 
 
+def test_a_model_too_large_for_memory(cli: Cli, log: Path, titles: Path) -> None:
+    sizes = ("student.hidden_size=10000000000", "student.heads=1", "train.epochs=1")
+    done = cli("train", "--interactions", log, "--items", titles, *sizes)
+    assert done.code == 2
+    assert done.last.startswith("Error: not enough memory (can't allocate memory: you tried to allocate ")
+    assert done.last.endswith(" bytes). Make the model or its batches (batch_tokens) smaller.")
+    assert "Traceback" not in done.err
+
+
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EIO, errno.ENAMETOOLONG])
 def test_what_the_system_refuses(cli: Cli, log: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     def refused(self: Path, *_: object, **__: object) -> None:

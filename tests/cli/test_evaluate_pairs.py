@@ -189,6 +189,14 @@ def test_other_examples(cli: Cli, run: Path, tmp_path: Path) -> None:
     assert "100 and 120, 100 of them in both" in line
 
 
+@pytest.mark.parametrize("ranks", [[[1], [2]], [{"a": 1}, {"a": 2}], [b"1", b"2"], [True, False]])
+def test_columns_that_hold_no_numbers(cli: Cli, run: Path, tmp_path: Path, ranks: list[Any]) -> None:
+    pl.DataFrame({"example_id": [1, 2], "rank": ranks}).write_parquet(tmp_path / "odd.parquet")
+    line = refused(cli, f"{run}:student", tmp_path / "odd.parquet")
+    assert "whole numbers are expected" in line
+    assert "column 'rank'" in line
+
+
 @pytest.mark.parametrize(
     ("content", "problem"),
     [

@@ -166,6 +166,8 @@ def test_records_know_their_line(tmp_path: Path, name: str, content: str, lines:
         (pl.Series([7, None]), ["7", None]),
         (pl.Series([7.0, None, 1999.0]), ["7", None, "1999"]),
         (pl.Series([7.5, 8.0]), ["7.5", "8.0"]),
+        (pl.Series([7.0, float("nan"), None]), ["7", None, None]),
+        (pl.Series([7.5, float("nan")]), ["7.5", None]),
         (pl.Series([["Drama", "War"], []]), ["Drama War", ""]),
         (pl.Series([b"\xff", b"a"]), [None, None]),
         (pl.Series([b"b", b"a"]), ["b", "a"]),

@@ -10,6 +10,7 @@ from distilrec.cli import compare, fetch, select, stages, tune
 from distilrec.errors import DistilrecError
 from distilrec.files import disk_error
 
+_NO_MEMORY = ("can't allocate memory", "out of memory")  # torch has no error of its own for it on a CPU
 _INTERRUPTED = 130
 
 app = typer.Typer(
@@ -45,6 +46,10 @@ def main() -> NoReturn:
             _stop(f"Error: {known.line()}", known.exit_code)
         if isinstance(error, OSError) and error.filename and not isinstance(error, FileNotFoundError):
             _stop(f"Error: {error.filename}: {error.strerror}. Choose another path, or change its permissions.", 2)
+        if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
+            said = " ".join(str(error).split()).rpartition("DefaultCPUAllocator: ")[2]
+            first = said.partition(". Error code")[0][:160]
+            _stop(f"Error: not enough memory ({first}). Make the model or its batches (batch_tokens) smaller.", 2)
         raise  # a fault of ours: the traceback belongs into a report, Python exits with 1
     if code == _INTERRUPTED:  # typer turns an interruption into this code and says nothing
         _stop("Interrupted. The same command goes on where it was.", _INTERRUPTED)

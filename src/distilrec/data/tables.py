@@ -219,7 +219,9 @@ def _read_parquet(path: Path) -> pl.DataFrame:
 
 
 def as_text(column: pl.Series) -> pl.Series:
-    """Return the text of each cell, stripped: lists joined by blanks, whole floats without their `.0`; null where it has none."""
+    """Return the text of each cell, stripped: lists joined by blanks, floats without their `.0`; null where it has none or NaN."""
+    if column.dtype.is_float():
+        column = column.fill_nan(None)  # so pandas writes what is missing
     if column.dtype.is_float() and bool((column.drop_nulls() % 1 == 0).all()):
         column = column.cast(pl.Int64, strict=False)
     if isinstance(column.dtype, pl.List) and column.dtype.inner in (pl.String, pl.Categorical):

@@ -95,6 +95,12 @@ def read_ranks(path: Path) -> StoredRanks:
 def _whole(table: Table, name: str, *, least: int) -> Ints:
     """Return a column as whole numbers; name the first row that holds anything else."""
     raw = table.frame[name]
+    if not (raw.dtype.is_numeric() or raw.dtype == pl.String):
+        raise InputError(
+            f"the column holds {raw.dtype}, whole numbers are expected.",
+            where=f"{table.path}, column {name!r}",
+            remedy="Correct it, or leave the column out.",
+        )
     number = raw.cast(pl.Float64, strict=False)
     good = (number.is_finite() & (number >= least) & (number == number.floor())).fill_null(False)
     if not good.all():
