@@ -5,26 +5,30 @@
 SASRec of configs/dllm2rec/amazon-beauty.yaml, every method with its settings there; a teacher that lists 50 items for every
 training example and gives vectors 576 wide (as SmolLM2-135M does), both random: what they say hardly changes what they cost.
 Methods take turns, a few steps at a time; medians. A step is forward, backward and optimiser, of batches as the training makes
-them.
+them. Beside it, the scores of 50 items for each of 944 states and their gradients: gathered vectors and one product, as a peer would
+write it, against `losses.picked.score`.
 Writes results/method_costs.json.
 """
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from distilling_speed import random_knowledge, task, timing_options  # the benchmark beside this one
 from distilrec.files import write_json
+from distilrec.losses.picked import score
 from distilrec.pipeline import Pipeline
 from distilrec.progress import say
 from methods import configuration, settings_of  # the benchmark beside this one
 
 NAME, TOP_K, WIDTH = "amazon-beauty", 50, 576
+ROWS, HIDDEN = 944, 64  # of the comparison of picked scores: a step of that training
 
 
 def main() -> None:
@@ -62,13 +66,40 @@ def main() -> None:
     ]  # fmt: skip
     for row in rows:
         say(f"{row['method']}: {row['step_ms']} ms a step, {row['ratio_plain']} times plain")
+    picked = picked_scores(arguments.repeats, run.data.n_items)
+    say(f"scores of picked items: {picked['ms']} ms, gathered {picked['gathered_ms']} ms, {picked['ratio']} times that")
     write_json(
         arguments.out,
         {
             "command": "python benchmarks/method_costs.py", "dataset": NAME, "student": "sasrec", "top_k": TOP_K, "vectors": WIDTH,
             "threads": torch.get_num_threads(), "targets_a_step": round(statistics.mean(targets)), "rows": rows,
+            "picked_scores": picked,
         },
     )  # fmt: skip
+
+
+def picked_scores(repeats: int, n_items: int) -> dict[str, Any]:
+    """Time scores of each state's own items with their gradients, both ways in turns; medians and the ratio."""
+    torch.manual_seed(0)
+    states, table = (torch.randn(rows, HIDDEN, requires_grad=True) for rows in (ROWS, n_items))
+    items, upstream = torch.randint(n_items, (ROWS, TOP_K)), torch.randn(ROWS, TOP_K)
+    ways: dict[str, Callable[[], Tensor]] = {
+        "ms": lambda: score(states, table, items),
+        "gathered_ms": lambda: torch.bmm(table[items], states[:, :, None])[:, :, 0],
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for repeat in range(4 * repeats + 1):
+        for name, way in ways.items():
+            started = time.perf_counter()
+            torch.autograd.grad(way(), (states, table), upstream)
+            if repeat:
+                seconds[name].append(time.perf_counter() - started)
+    medians = {name: statistics.median(each) for name, each in seconds.items()}
+    ratio = round(medians["gathered_ms"] / medians["ms"], 2)
+    return {
+        "rows": ROWS, "items_a_row": TOP_K, "width": HIDDEN, "items": n_items,
+        **{name: round(1000 * median, 2) for name, median in medians.items()}, "ratio": ratio,
+    }  # fmt: skip
 
 
 def forever(each: Any) -> Iterator[Any]:
