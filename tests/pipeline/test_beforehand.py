@@ -48,6 +48,15 @@ def test_a_model_with_too_few_layers(tmp_path: Path, tiny_llm: Path) -> None:
     wrong(run_of(tmp_path, {"name": "e4srec", "llm": str(tiny_llm), "layers": 99}), ConfigError, "teacher.layers is 99")
 
 
+@pytest.mark.parametrize("content", ["[]", "{", ""])
+def test_a_model_whose_configuration_is_none(tmp_path: Path, content: str) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(content)
+    with pytest.raises(InputError, match="no language model can be read here|not valid JSON"):
+        run_of(tmp_path, {"name": "e4srec", "llm": str(folder)}).evaluate()
+
+
 def test_a_teacher_that_was_not_trained(tmp_path: Path, tiny_llm: Path) -> None:
     teacher = {"name": "e4srec", "llm": str(tiny_llm), "trained": str(tmp_path)}
     wrong(run_of(tmp_path, teacher), InputError, "holds no trained teacher")

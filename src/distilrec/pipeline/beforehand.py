@@ -63,7 +63,8 @@ def _model(settings: Any, *, where: str) -> None:
     if name is None or getattr(settings, "sentence_transformer", None) is not None:
         return
     folder = fetch_llm(name)
-    depth, layers = read_json(folder / "config.json").get("num_hidden_layers"), getattr(settings, "layers", None)
+    content, layers = read_json(folder / "config.json"), getattr(settings, "layers", None)
+    depth = content.get("num_hidden_layers") if isinstance(content, dict) else None
     if isinstance(depth, int) and layers is not None and layers > depth:
         raise ConfigError(
             f"{where}.layers is {layers} and the model has {depth}.", where=str(folder), remedy="Lower it."
