@@ -281,15 +281,21 @@ def baselines_table(rows: list[dict[str, Any]]) -> str:
     ]
     for row in rows:
         cells = ", ".join(f"{student} ({len(seeds)})" for student, seeds in row["cells"].items())
-        above = " | ".join(f"{row['difference'][metric]:+.4f}" for metric in ("hr@10", "ndcg@10"))
+        above = " | ".join(
+            f"{row['difference'][metric]:+.4f} ({low:+.4f} to {high:+.4f})"
+            for metric in ("hr@10", "ndcg@10")
+            for low, high in [row["difference_ci95"][metric]]
+        )
         lines.append(
             f"| {DATASETS[row['dataset']]} | {row['method']} | {cells} | {row['gain']:+.1%} | {row['dllm2rec_gain']:+.1%} "
             f"| {above} | {row['p_value']['ndcg@10']:.2g} |"
         )
     lines += [
         "",
-        "Cells whose ranks are kept; gains are means over students and seeds; p: Wilcoxon signed-rank test of users' NDCG@10, "
-        "averaged over students and seeds, after Holm over this table. Settings are those that validation on Beauty chose: of "
+        "Cells whose ranks are kept; gains are means over students and seeds, differences have 95 % intervals over users; p: "
+        "Wilcoxon signed-rank test of users' NDCG@10, averaged over students and seeds, after Holm over this table. The interval is of "
+        "the mean; the test goes by ranks, and says less where few users gain much and many lose little. Settings are those that "
+        "validation on Beauty chose: of "
         "dllm2rec and soft_labels under each student, of the other baselines one weight each under SASRec (what was tried: "
         "`results/raw/dllm2rec_tried.jsonl`). `results/dllm2rec.json`.",
     ]
