@@ -93,7 +93,16 @@ def test_baselines_stand_beside_dllm2rec_over_the_cells_of_both() -> None:
     assert row["difference"] == {"hr@10": 0.0, "ndcg@10": pytest.approx(0.125)}  # 1 against 3/4, for one user of two
     assert row["p_value"]["ndcg@10"] < 0.01
     (line,) = [line for line in baselines_table([row]).splitlines() if "| rd |" in line]
-    assert line.split(" | ")[2:6] == ["sasrec (1), dros (1)", "+50.0%", "+100.0%", "+0.0000"]
+    low, high = row["difference_ci95"]["ndcg@10"]
+    assert 0 < low < 0.125 < high
+    shown = [
+        "sasrec (1), dros (1)",
+        "+50.0%",
+        "+100.0%",
+        "+0.0000 (+0.0000 to +0.0000)",
+        f"+0.1250 ({low:+.4f} to {high:+.4f})",
+    ]
+    assert line.split(" | ")[2:7] == shown
 
 
 def test_what_a_student_is_held_against_is_no_setting_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
