@@ -8,8 +8,10 @@ import pytest
 from distilrec.config import Config
 from distilrec.errors import ConfigError, DistilrecError, InputError
 from distilrec.pipeline import Pipeline
+from distilrec.pipeline.beforehand import look_for_key
 from distilrec.settings import checked
 from distilrec.teachers.backends.base import BackendError
+from distilrec.teachers.backends.openai_api import OpenAIBackend
 from fixtures_toy import toy_files
 
 
@@ -53,8 +55,8 @@ def test_a_model_whose_configuration_is_none(tmp_path: Path, content: str) -> No
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text(content)
-    with pytest.raises(InputError, match="no language model can be read here|not valid JSON"):
-        run_of(tmp_path, {"name": "e4srec", "llm": str(folder)}).evaluate()
+    run = run_of(tmp_path, {"name": "e4srec", "llm": str(folder)})
+    wrong(run, InputError, "no model's configuration" if content == "[]" else "not valid JSON")
 
 
 def test_a_teacher_that_was_not_trained(tmp_path: Path, tiny_llm: Path) -> None:
@@ -94,11 +96,17 @@ def test_a_key_is_missed_before_training_and_not_where_it_may_not_be_needed(
     teacher = {"name": "ranker", "model": "any", "api_key_env": "NO_SUCH_KEY", "recommender": recommender}
     teacher |= {"candidates": 5, "wanted": 3, "hints": False}
     method = {"name": "rrd"}
-    wrong(run_of(tmp_path, teacher, method=method), BackendError, "NO_SUCH_KEY is not set")
     run = run_of(tmp_path, teacher, method=method)
-    _ = run.teaching.trained if not own else None
-    if own:  # as an earlier run left it, whose answers may all be stored
-        monkeypatch.setenv("NO_SUCH_KEY", "k" * 20)
-        _ = run.teaching.trained
-        monkeypatch.delenv("NO_SUCH_KEY")
-    _ = run_of(tmp_path, teacher, method=method).teaching.looked
+    wrong(run, BackendError, "NO_SUCH_KEY is not set")
+    with pytest.raises(BackendError, match="NO_SUCH_KEY is not set"):
+        look_for_key(run.teaching)
+    assert run.teaching.estimate()  # asks nobody, so that no key is missed, and trains the recommender
+    look_for_key(
+        run_of(tmp_path, teacher, method=method).teaching
+    )  # all answers may be stored now: that is not known yet
+    asked: list[str] = []
+    monkeypatch.setattr(OpenAIBackend, "look_beforehand", lambda backend: asked.append(repr(backend)))
+    look_for_key(run_of(tmp_path, teacher, method=method, seed=7).teaching)  # another recommender, not trained
+    assert len(asked) == 1
+    with pytest.raises(BackendError, match="NO_SUCH_KEY is not set"):  # it is, where something is left to ask
+        _ = run_of(tmp_path, teacher, method=method).knowledge

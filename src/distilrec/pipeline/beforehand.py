@@ -3,11 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 from distilrec.data.sources import fetch_llm
-from distilrec.errors import ConfigError
+from distilrec.errors import InputError
 from distilrec.files import read_json
 from distilrec.pipeline.teacher_training import recommender_trained, trained_files
 from distilrec.settings import checked
 from distilrec.teachers.backends import open_backend
+from distilrec.teachers.llm import check_layers
 from distilrec.teachers.text import TextSettings
 
 if TYPE_CHECKING:
@@ -63,9 +64,10 @@ def _model(settings: Any, *, where: str) -> None:
     if name is None or getattr(settings, "sentence_transformer", None) is not None:
         return
     folder = fetch_llm(name)
-    content, layers = read_json(folder / "config.json"), getattr(settings, "layers", None)
-    depth = content.get("num_hidden_layers") if isinstance(content, dict) else None
-    if isinstance(depth, int) and layers is not None and layers > depth:
-        raise ConfigError(
-            f"{where}.layers is {layers} and the model has {depth}.", where=str(folder), remedy="Lower it."
+    content = read_json(folder / "config.json")
+    if not isinstance(content, dict):
+        raise InputError(
+            "this is no model's configuration.", where=str(folder / "config.json"), remedy="Give a model folder."
         )
+    if isinstance(depth := content.get("num_hidden_layers"), int):  # some models of several parts do not say it here
+        check_layers(getattr(settings, "layers", None), depth, folder, where)

@@ -67,10 +67,7 @@ def _load(kind: Any, folder: Path, layers: int | None, precision: torch.dtype) -
     try:
         config = AutoConfig.from_pretrained(folder)
         depth = config.num_hidden_layers
-        if layers is not None and layers > depth:
-            raise ConfigError(
-                f"teacher.layers is {layers} and the model has {depth}.", where=str(folder), remedy="Lower it."
-            )
+        check_layers(layers, depth, folder)
         config.num_hidden_layers = layers or depth
         # On a CPU torch's fused attention in bfloat16 is slower than the plain one, at the lengths of histories.
         plain = precision == torch.bfloat16 and not torch.cuda.is_available()
@@ -85,6 +82,18 @@ def _load(kind: Any, folder: Path, layers: int | None, precision: torch.dtype) -
     model.requires_grad_(False)
     model.config.use_cache = False
     return model.eval(), tokenizer
+
+
+def check_layers(layers: int | None, depth: int, folder: Path, where: str = "teacher") -> None:
+    """Refuse more layers than a model has; `where` are the settings that ask for them.
+
+    Raises:
+        ConfigError: there are only `depth`.
+    """
+    if layers is not None and layers > depth:
+        raise ConfigError(
+            f"{where}.layers is {layers} and the model has {depth}.", where=str(folder), remedy="Lower it."
+        )
 
 
 def llm_identity(folder: Path) -> str:
