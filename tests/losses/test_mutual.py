@@ -232,6 +232,32 @@ def test_sixteen_bits_come_close(form: str) -> None:
         assert (near - far).norm() < 0.02 * far.norm()
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+@pytest.mark.parametrize("mass", [0.9, 0.9976, 0.9994, 0.99999])
+def test_sixteen_bits_hold_where_the_student_is_sure_of_the_list(mass: float, temperature: float) -> None:
+    # One state and a table of logits: K listed items share `mass`, 950 others the rest, of which the other model says 0.05.
+    n, k = 1000, 50
+    generator = torch.Generator().manual_seed(5)
+    chances = torch.rand(n, generator=generator, dtype=torch.float64) + 0.5
+    listed = torch.arange(0, n, n // k)
+    on_list = torch.zeros(n, dtype=torch.bool).index_fill_(0, listed, True)
+    for part, share in ((on_list, mass), (~on_list, 1 - mass)):
+        chances[part] *= share / chances[part].sum()
+    logits = (chances.log() * temperature).bfloat16().double()  # what is left over is rounding of the loss itself
+    said = torch.rand(1, k, generator=generator, dtype=torch.float64)
+    said = Leading(listed[None], (said * 0.95 / said.sum()).log(), torch.ones(1, dtype=torch.int64), torch.ones(1) > 0)
+    how = Mutual(adaptive=False, temperature=temperature)
+    found = {}
+    for dtype in (torch.float64, torch.bfloat16):
+        states = torch.ones(1, 1, dtype=torch.float32 if dtype == torch.bfloat16 else dtype, requires_grad=True)
+        table = logits[:, None].to(states.dtype).requires_grad_()
+        total, parts = mutual_loss(states, table, listed[:1], lambda _: said, how, dtype=dtype)
+        found[dtype] = parts.double(), *(one.double() for one in torch.autograd.grad(total, (table,)))
+    (exact, wanted), (rough, near) = found[torch.float64], found[torch.bfloat16]
+    torch.testing.assert_close(rough, exact, rtol=0.02, atol=0.02)
+    assert (near - wanted).norm() < 0.02 * wanted.norm()
+
+
 def test_no_states() -> None:
     with pytest.raises(ValueError, match="no states"):
         mutual_loss(

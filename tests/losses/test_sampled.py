@@ -172,6 +172,7 @@ ALL = [
     {"name": "sampled_softmax", "negatives": 8, "sampling": "popularity", "log_q": "none"},
     {"name": "sampled_softmax", "negatives": 0, "sampling": "in_batch"},
     {"name": "sampled_softmax", "negatives": 8, "shared": False, "exclude_history": True},
+    {"name": "sampled_softmax", "negatives": 8, "shared": False, "sampling": "popularity"},
     {"name": "bce", "negatives": 3, "shared": False},
     {"name": "bce", "negatives": 3},
     {"name": "gbce", "negatives": 3},
@@ -271,6 +272,7 @@ def test_how_often_an_item_is_expected_by_hand() -> None:
         ({"sampling": "popularity"}, [[3.0, 0.5], [1.5, 1.5]]),
         ({"sampling": "popularity", "popularity_power": 2.0}, [[36 / 46 * 5, 5 / 46], [9 / 46 * 5, 9 / 46 * 5]]),
         ({"sampling": "in_batch"}, [[3.0, 0.5], [1.5, 1.5]]),
+        ({"sampling": "in_batch", "popularity_power": 2.0}, [[3.0, 0.5], [1.5, 1.5]]),
     ):
         sampler = Sampler(LossSettings(name="bce", **settings), torch.tensor([0, 1, 3, 6]))
         torch.testing.assert_close(sampler.log_expected(items, 5), torch.tensor(wanted).log())

@@ -74,7 +74,7 @@ class _CatalogueLoss(torch.autograd.Function):
                 else:
                     grad_table += logits.T @ by
         ctx.save_for_backward(grad_states.div_(total), None if grad_table is None else grad_table.div_(total))
-        parts = (parts / total).to(grad_states.dtype)
+        parts = (parts / total).to(torch.promote_types(grad_states.dtype, torch.float32))
         ctx.mark_non_differentiable(parts)
         return parts.sum(), parts
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from distilrec.losses.catalogue import CHUNK_ELEMENTS, add_at
 
 _NEVER = -1e4  # a logit that no softmax feels, and that leaves no infinity in a product
+_LEAST = 1e-30  # of the last cell: no division by nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,7 @@ class _MutualLoss(torch.autograd.Function):
             else:
                 grad_table += logits.T @ states[rows]
         ctx.save_for_backward(grad_states.div_(total), grad_table.div_(total))
-        parts = (parts / total).to(grad_states.dtype)
+        parts = (parts / total).to(torch.promote_types(grad_states.dtype, torch.float32))
         ctx.mark_non_differentiable(parts)
         return parts.sum(), parts
 
@@ -180,22 +181,28 @@ def _leading(
     p, rest = _cells(said.log_probabilities.to(own.dtype), n_others, how.temperature)  # [t, K], [t, 1]
     weight = torch.ones_like(own) if ranks is None else sample_weights(ranks, said.ranks).to(own)[:, None]
     weight = weight * said.known[:, None]
+    there = said.log_probabilities > -torch.inf
     cooled = logits if how.temperature == 1 else logits / how.temperature
     picked = cooled.gather(1, said.items).to(own.dtype)
     whole = _softmax(logits, own.dtype)
     level = whole if how.temperature == 1 else _softmax(cooled, own.dtype)
-    there = said.log_probabilities > -torch.inf
-    q = (picked - level).exp().where(there, 0.0)
-    left = (1 - q.sum(dim=1, keepdim=True)).clamp_min(1e-9)
+    # The last cell is summed up, not what is left of 1: where the student is sure, half-precise numbers leave nothing or less.
+    listed = cooled.gather(1, said.items).where(there, 0.0)
+    add_at(cooled, said.items, -listed)
+    left = cooled.sum(dim=1, keepdim=True, dtype=own.dtype)
+    q = listed.to(own.dtype)
+    total = left + q.sum(dim=1, keepdim=True)
+    q, left = q / total, (left / total).clamp_min(_LEAST)
     terms = torch.special.xlogy(p, p) - p * (picked - level).where(there, 0.0)
     divergence = terms.sum(dim=1, keepdim=True) + torch.special.xlogy(rest, rest) - rest * left.log()
     coefficient = weight * how.slope
     share = coefficient * (1 - rest / left)  # of each item in the last cell
+    change = coefficient * (q - p)
     if how.temperature == 1:
         logits.mul_((1 + share).to(logits.dtype))
+        change = change + q
     else:
         logits.addcmul_(cooled, share.to(logits.dtype))
-    change = coefficient * (q * (rest / left) - p)
     add_at(logits, said.items, change.where(there, 0.0))
     return divergence, weight * how.factor, whole - own
 

@@ -23,7 +23,10 @@ class Sampler:
     def __init__(self, settings: LossSettings, popularity: Tensor) -> None:
         self.settings = settings
         weight = popularity.to(torch.float64)
-        weight = torch.ones_like(weight) if settings.sampling == "uniform" else weight**settings.popularity_power
+        if settings.sampling == "uniform":
+            weight = torch.ones_like(weight)
+        elif settings.sampling == "popularity":  # in a batch targets stand as often as they are bought
+            weight = weight**settings.popularity_power
         self._uniform = settings.sampling == "uniform" or float(weight.sum()) == 0
         self._n_items = len(popularity)
         share = torch.full_like(weight, 1 / len(weight)) if self._uniform else weight / weight.sum()

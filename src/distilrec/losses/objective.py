@@ -148,7 +148,9 @@ class Objective:
             again = repeats(items, drawn.items, batch, exclude_history=self.settings.exclude_history)
         if name == "sampled_softmax":
             expected = None
-            if own_q is not None or log_q is not None:
+            if items.shape[1] == 1 and own_q is not None:  # items may be renumbered: only the draw knew their ids
+                expected = own_q[:, None]
+            elif own_q is not None or log_q is not None:
                 expected = self._sampler.log_expected(items, drawn.items.shape[-1])
             as_negative = positive if log_q is None or expected is None else positive - expected
             positive = positive if own_q is None or expected is None else positive - expected

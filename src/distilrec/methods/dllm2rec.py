@@ -46,8 +46,10 @@ class DLLM2RecSettings(Settings):
     gave to its K items together, for teachers whose scores are log-probabilities: one that is not sure of its list says less.
     Where a teacher gives no scores w_c is the same for all its items.
     `projection`: f, `linear` or `mlp` (one hidden layer of `projection_hidden`). `vector_width`: how many principal directions of
-    the teacher's vectors are kept; null keeps every dimension as it is. `whiten`: how far the directions are brought to equal
+    the teacher's vectors are kept; null keeps every dimension, standardised. `whiten`: how far the directions are brought to equal
     variance, 0 to 1. `offset`: whether items have free vectors beside the projected ones.
+    `paper_compat`: the published code's formulas, in which `confidence_temperature`, `projection`, `vector_width` and `whiten` have no
+    part.
     """
 
     top_k: int = Field(10, ge=1)
@@ -110,7 +112,11 @@ class InformedTable(nn.Module):
         self.register_buffer("vectors", vectors, persistent=False)
 
     def forward(self, items: Tensor | None = None) -> Tensor:
-        """Return the table, or the rows `items` [U] of it."""
+        """Return the table, or the rows `items` [U] of it; in full precision, as a plain table is, whatever the layers run in."""
+        with torch.autocast(self.vectors.device.type, enabled=False):
+            return self._table(items)
+
+    def _table(self, items: Tensor | None) -> Tensor:
         vectors = self.vectors if items is None else self.vectors[items]
         if self.hidden is not None:
             vectors = nn.functional.gelu(self.hidden(vectors))
@@ -154,9 +160,10 @@ class DLLM2Rec(Method):
         every = torch.cat([batch.targets[:, None], items], dim=1)  # [T, 1 + k]
         by_rank = importance_weights(scores, settings)
         there = scores > NOTHING  # a shorter ranking has ended elsewhere
-        share = settings.ranking_weight * asked.to(states.dtype)[:, None]
+        exact = torch.promote_types(states.dtype, torch.float32)
+        share = settings.ranking_weight * asked.to(exact)[:, None]
         if settings.examples == "by_mass":
-            share = share * scores.to(states.dtype).exp().sum(dim=1, keepdim=True).clamp_max(1.0)
+            share = share * scores.to(exact).exp().sum(dim=1, keepdim=True).clamp_max(1.0)
 
         def whole(weights: Tensor, rows: slice) -> Tensor:
             """Bring weights [t, k] to their sum and put the target's before them."""

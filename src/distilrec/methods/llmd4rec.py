@@ -79,7 +79,7 @@ class LLMD4RecSettings(Settings):
 
 
 class Learner(Method):
-    """One side of a half-step: its own loss on the targets, and what the other side says."""
+    """One side of a half-step: cross-entropy on the targets, whatever `train.loss` is, and what the other side says."""
 
     Settings = LLMD4RecSettings
     settings: LLMD4RecSettings
