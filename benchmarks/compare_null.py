@@ -8,6 +8,8 @@ mean of a metric is a finite sum. 943 users, 3 seeds, 3 students with 5 methods 
 
     null       no method differs from plain: share of single comparisons called significant, and share of whole reports with any
     coverage   methods differ by m: share of intervals (of differences, and of means) that hold the truth
+    alike      two sides of one kind, 2, 3 and 5 seeds, s from 0 to twice the above: share of intervals that hold zero, over users and
+               seeds, and beside them of those over users alone
 """
 
 import argparse
@@ -18,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import norm
+from scipy.stats import t as student
 
 from distilrec.compare.figures import verdicts
 from distilrec.evaluation.crossed import crossed, gains_of, interval_of, spread_of
@@ -30,6 +33,7 @@ USERS, SEEDS, STUDENTS, METHODS = 943, 3, 3, 5
 METRICS = ("ndcg@10", "hr@10")
 SPREAD_USERS, SPREAD_SEEDS, SPREAD_REST = 1.5, 0.06, 1.0
 LEVEL = 0.95
+ALIKE = [(seeds, spread) for seeds in (2, 3, 5) for spread in (0.0, 0.06, 0.12)]
 
 
 def main() -> None:
@@ -88,6 +92,7 @@ def simulated(count: int, generator: np.random.Generator) -> dict[str, Any]:
             "reports with any verdict under the null (Holm)": round(whole / count, 4),
             "coverage of differences": round(inside / intervals, 4),
             "coverage of means": round(means / of_means, 4),
+            "alike": [alike(seeds, spread, count, generator) for seeds, spread in ALIKE],
             "users": USERS, "seeds": SEEDS, "rows": STUDENTS * METHODS, "metrics": list(METRICS),
         },
     }  # fmt: skip
@@ -97,17 +102,36 @@ def one_comparison(generator: np.random.Generator, levels: list[float]) -> list[
     """Return, for each student, the plain one and one side a method with the given m."""
     users = generator.normal(0, SPREAD_USERS, USERS)
     found = []
-    for student in range(STUDENTS):
-        base = side(generator, users, 3.9, f"plain {student}")
+    for number in range(STUDENTS):
+        base = side(generator, users, 3.9, f"plain {number}")
         found.append((base, [side(generator, users, level, f"method {i}") for i, level in enumerate(levels)]))
     return found
 
 
-def side(generator: np.random.Generator, users: npt.NDArray[np.float64], level: float, name: str) -> Side:
+def alike(seeds: int, spread: float, count: int, generator: np.random.Generator) -> dict[str, float]:
+    """Return how often intervals between two sides that are alike hold zero, by their own seeds and over users alone."""
+    held, over_users, quantile = 0, 0, float(student.ppf((1 + LEVEL) / 2, USERS - 1))
+    for _ in range(count):
+        users = generator.normal(0, SPREAD_USERS, USERS)
+        base, other = (side(generator, users, 3.9, name, seeds, spread) for name in ("one", "other"))
+        found = crossed(base, other, "ndcg@10", level=LEVEL)
+        held += found.interval[0] <= 0 <= found.interval[1]
+        over_users += abs(found.difference) <= quantile * found.user_error
+    return {"seeds": seeds, "spread": spread, "held": held / count, "held_over_users_alone": over_users / count}
+
+
+def side(
+    generator: np.random.Generator,
+    users: npt.NDArray[np.float64],
+    level: float,
+    name: str,
+    seeds: int = SEEDS,
+    spread: float = SPREAD_SEEDS,
+) -> Side:
     """Train a model with every seed, in play."""
     ranks = []
-    for _ in range(SEEDS):
-        latent = level + users + generator.normal(0, SPREAD_SEEDS) + generator.normal(0, SPREAD_REST, USERS)
+    for _ in range(seeds):
+        latent = level + users + generator.normal(0, spread) + generator.normal(0, SPREAD_REST, USERS)
         ranks.append(np.ceil(np.exp(latent)).astype(np.int64))
     return Side(name, ranks)
 
