@@ -254,6 +254,10 @@ def report(arguments: argparse.Namespace) -> None:
             "valid": [round(by_seed[seed][1]["valid"], 5) for seed in seeds],
             "settings": configuration(name, student, method, seeds[0], arguments.data, ablation).method.settings(),
         }  # fmt: skip
+        if ablation is not None:
+            row["gains"] = {
+                kind: gain_over(row, found.get((name, student, kind, None), {})) for kind in ("plain", "dllm2rec")
+            }
         if set(seeds) <= set(against) and (method, student) != ("plain", base):
             sides = [Side("other", [by_seed[seed][0] for seed in seeds])]
             under = Side("base", [against[seed][0] for seed in seeds])
@@ -283,6 +287,14 @@ def report(arguments: argparse.Namespace) -> None:
         shown = ", ".join(f"{metric} {row['metrics'][metric]:.4f}" for metric in ("hr@10", "ndcg@10"))
         p = f", p {row['p_value']['ndcg@10']:.2g}" if "p_value" in row else ""
         say(f"{row['dataset']} {row['student']} {row.get('ablation', row['method'])} x{len(row['seeds'])}: {shown}{p}")
+
+
+def gain_over(row: dict[str, Any], by_seed: dict[int, tuple[Ranks, dict[str, Any]]]) -> float | None:
+    """Return by how much a row's NDCG@10 is above that of other trainings with the same seeds; None where one of these is missing."""
+    if not set(row["seeds"]) <= set(by_seed):
+        return None
+    other = np.mean([gain("ndcg@10", by_seed[seed][0]).mean() for seed in row["seeds"]])
+    return float(row["metrics"]["ndcg@10"] / other - 1)
 
 
 def kept_cells(arguments: argparse.Namespace) -> Found:

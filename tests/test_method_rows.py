@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import methods  # the benchmark
-from methods import base_of, configuration, merged, over_students
-from tables_methods import baselines_table, method_table, results_table
+from methods import base_of, configuration, gain_over, merged, over_students
+from tables_methods import ablations_table, baselines_table, method_table, results_table
 
 SETTINGS = {"students": {"sasrec": None, "wide": {"name": "sasrec", "hidden_size": 8, "against": "sasrec"}, "dros": {}}}
 
@@ -103,6 +103,26 @@ def test_baselines_stand_beside_dllm2rec_over_the_cells_of_both() -> None:
         f"+0.1250 ({low:+.4f} to {high:+.4f})",
     ]
     assert line.split(" | ")[2:7] == shown
+
+
+def test_an_ablation_is_beside_others_of_its_own_seeds() -> None:
+    """By hand: at rank 1 NDCG@10 is 1, at rank 3 1/2; below 10 nothing."""
+    by_seed: dict[int, tuple[Any, dict[str, Any]]] = {1: (np.array([3, 30]), {}), 2: (np.array([1, 1]), {})}
+    without = row("sasrec", "dllm2rec", 1, 0.5, base=0.4, ablation="no w_p") | {"seeds": [1]}
+    assert gain_over(without, by_seed) == pytest.approx(1.0)  # 1/2 where seed 1 has 1/4, and not where both have 5/8
+    assert gain_over({**without, "seeds": [1, 3]}, by_seed) is None
+    rows = [
+        row("sasrec", "plain", 3, 0.2), row("sasrec", "dllm2rec", 3, 0.4, base=0.2), row("sasrec", "rd", 3, 0.9, base=0.2),
+        row("dros", "plain", 3, 0.7),
+    ]  # fmt: skip
+    table = ablations_table(rows, [{**without, "gains": {"plain": 1.5, "dllm2rec": -0.25}}]).splitlines()
+    assert [line.split(" | ")[2:4] + line.split(" | ")[6:] for line in table[2:5]] == [
+        ["plain", "3", "", "", " |"],
+        ["dllm2rec", "3", "+100.0%", "", " |"],
+        ["no w_p", "1", "+150.0%", "-25.0%", "0.01 |"],
+    ]
+    assert table[5] == ""
+    assert "against the whole method" in table[-1]
 
 
 def test_what_a_student_is_held_against_is_no_setting_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:

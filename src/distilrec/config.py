@@ -129,9 +129,9 @@ class TrainSettings(Settings):
     weights of the last step, whose quality jumps from epoch to epoch where validation examples are few.
     `validate_users`: validate on so many examples, the same ones each time; all if not set.
     `lazy_rows`: touch only the rows of the item table that a batch needs, in the optimiser too (momentum of the others
-    waits); null means where the loss samples its negatives.
+    waits); null means where the loss samples its negatives and the method can do without the other rows, as `plain` can.
     `precision`: `auto` is bfloat16 on a GPU that has it, else float32; `bfloat16` on a CPU scores the catalogue of `ce` in
-    it and leaves the layers in float32: more than twice as fast where the processor multiplies it in hardware.
+    it and leaves the layers in float32: faster where the processor multiplies it in hardware (`results/training_speed.json`).
     `compile`: torch.compile the student. `refit`: once the best number of epochs is known, train again for as many on
     training and validation targets together; such figures are reported apart.
     """

@@ -52,7 +52,7 @@ def annotate(
     items: Texts = None,
     name: Name = None,
     out: Out = Path("runs"),
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Estimate tokens and cost; ask nobody.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Estimate tokens and cost; send no prompt.")] = False,
     selection: Annotated[
         Path | None, typer.Option(help="File of ids of the examples to ask about, one a line.")
     ] = None,

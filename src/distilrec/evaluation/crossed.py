@@ -15,8 +15,8 @@ far seeds lie apart is taken to be the same for all, and is known with that many
 then be judged, too. A percentile bootstrap that draws three seeds out of three finds two thirds of their variance.
 
 In simulations (tests, and benchmarks/compare_null.py) intervals of two to five seeds hold the truth in 95 to 99 of 100 cases; over
-users alone in 59 to 97, by how far seeds lie apart. Whole tables of 30 tests, adjusted after Holm, cry wolf in at most 5 of 100 with a common spread; without it,
-at two seeds that lie far apart, more often.
+users alone in 59 to 97, by how far seeds lie apart. Whole tables of 30 tests, adjusted after Holm, cry wolf in at most 5 of 100 with a
+common spread; without it, at two seeds that lie far apart, more often.
 
 Satterthwaite, "An Approximate Distribution of Estimates of Variance Components", Biometrics Bulletin 1946; crossed random effects and
 why no bootstrap is exact for them: Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 2007.

@@ -10,8 +10,8 @@ Every prefix of a history is computed in one pass; the pairs (t, i) behind the s
 
 Deviations: m_s is added to m_a, which the published code does and the paper's equation does not; the score is not passed
 through a sigmoid before the softmax, as in that code; item vectors are rescaled where they are read, where that code clips
-them to length 1: a product of two towers over vectors as small as untrained ones hardly learns (tried on Amazon Toys: after
-nine epochs no better than popularity); dropout on them; weights start as other linear layers do here, not from N(0, 0.05).
+them to length 1: a product of two towers over vectors as small as untrained ones hardly
+learns; dropout on them; weights start as other linear layers do here, not from N(0, 0.05).
 """
 
 import torch

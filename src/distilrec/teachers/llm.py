@@ -19,7 +19,7 @@ _END = 1 << 20
 def best_precision(wish: str = "auto") -> torch.dtype:
     """Return the number format to run a language model in: bfloat16 where the processor multiplies it in hardware, else float32.
 
-    A CPU without such instructions is slower in bfloat16 than in float32; one with them is two to four times faster.
+    A CPU without such instructions is slower in bfloat16 than in float32; one with them is faster (see `results/annotation.json`).
     """
     if wish != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wish]
