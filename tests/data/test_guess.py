@@ -86,6 +86,39 @@ def test_ids_are_compared_as_text_without_blanks_around_them_and_lists_do_no_har
     assert guess_item_id(floats, ["key"], pl.Series(["1", "2"]), given=None, where="items.parquet") == "key"
 
 
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        (
+            {"": ["0", "1", "2"], "article_no": ["1", "2", "3"], "title": ["A", "B", "C"]},
+            "article_no",
+        ),  # a pandas index
+        ({"": ["1", "2", "3"], "artikel": ["1", "2", "3"]}, r"'artikel' holds 3 of the log's 3 .*item_key=artikel"),
+        ({"Unnamed: 0": ["1", "2", "3"], "id": ["3", "2", "1"]}, "id"),
+        ({"stock": ["3", "2", "1"], "title": ["A", "B", "C"]}, r"'stock' holds 3 of the log's 3 .*item_key=stock"),
+        ({"number": ["001", "002", "003"], "stock": ["3", "2", "1"]}, r"'number' holds 0 of the log's 3 .*'stock' 3"),
+        ({"": ["1", "2", "3"], "title": ["A", "B", "C"]}, "no column holds the item ids"),
+    ],
+)
+def test_whole_numbers_in_a_column_that_no_name_speaks_for_are_not_taken_for_ids(
+    columns: dict[str, list[str]], said: str
+) -> None:
+    frame, known = pl.DataFrame(columns), pl.Series(["1", "2", "3"])
+    if said in columns:
+        assert guess_item_id(frame, frame.columns, known, given=None, where="i.csv") == said
+    else:
+        with pytest.raises(InputError, match=said):
+            guess_item_id(frame, frame.columns, known, given=None, where="i.csv")
+
+
+def test_of_two_columns_that_hold_all_ids_in_another_order_none_is_chosen() -> None:
+    frame = pl.DataFrame({"like": ["b", "a"], "this": ["a", "b"]})
+    with pytest.raises(InputError, match=r"'like', 'this' hold 2 of the log's 2 .*item_key=like"):
+        guess_item_id(frame, frame.columns, pl.Series(["a", "b"]), given=None, where="i.csv")
+    same = frame.with_columns(pl.col("this").alias("like"))
+    assert guess_item_id(same, same.columns, pl.Series(["a", "b"]), given=None, where="i.csv") == "like"
+
+
 def test_an_item_table_of_another_log_is_refused() -> None:
     frame = pl.DataFrame({"item_id": ["x", "y"], "title": ["X", "Y"]})
     with pytest.raises(

@@ -105,6 +105,8 @@ def test_results_have_the_agreed_shape(finished: tuple[Path, dict[str, Any]]) ->
     root, results = finished
     assert json.loads((root / "results.json").read_text()) == results
     assert results["seed"] == 3
+    assert results["settings"] == json.loads((root / "config.json").read_text())
+    assert Config.model_validate(results["settings"]).method.name == "dllm2rec"
     assert results["dataset"]["name"] == "log.csv"
     assert (results["dataset"]["n_users"], results["dataset"]["n_items"]) == (USERS, ITEMS)
     assert results["dataset"]["n_test"] == USERS

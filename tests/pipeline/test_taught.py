@@ -55,3 +55,27 @@ def test_a_method_that_asks_about_few_is_given_those(settings: dict[str, Any], t
     assert np.array_equal(student.knowledge.items, teacher.knowledge.items[place])
     _ = student.distilled
     assert student.stages["knowledge"].key == teacher.stages["knowledge"].key
+
+
+def test_a_folder_used_before_does_not_change_what_is_learnt(
+    settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Answers that an earlier run stored, about other examples, are no part of what this run asked for."""
+    few = {**settings, "annotate": {"top_k": 5, "sample": 4}}
+    fresh = run_of(few, tmp_path / "fresh", "soft_labels", 1)
+    _ = fresh.distilled
+    whole = run_of(settings, tmp_path / "used", "soft_labels", 1)
+    assert len(whole.knowledge.examples) > 4
+    _ = whole.distilled
+    capsys.readouterr()
+    again = run_of(few, tmp_path / "used", "soft_labels", 1)
+    assert np.array_equal(again.knowledge.examples, fresh.knowledge.examples)
+    for ours, theirs in zip(again.distilled.parameters(), fresh.distilled.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert "more is wanted" not in capsys.readouterr().err
+    one, other = (
+        run_of(settings, tmp_path / "used", {"name": "alkdrec", "budget": 6, "policy": policy}, 1)
+        for policy in ("easiest", "hardest")
+    )
+    assert len(one.knowledge.examples) == len(other.knowledge.examples) == 6
+    assert set(one.knowledge.examples) != set(other.knowledge.examples)

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import polars as pl
 
 from distilrec.columns import ITEM, RATING, TIME, TITLE, USER
-from distilrec.data.tables import as_text
+from distilrec.data.headers import headless, looks_like_data, no_header
+from distilrec.data.tables import Table, as_text
 from distilrec.errors import InputError
 
 # fmt: off
@@ -43,6 +44,24 @@ _FURTHER_TEXT = re.compile(
     r"brand|categor|genre|class|author|artist|director|publisher|description|developer|tags?$|type|feature|subtitle|year|"
     r"department|color|colour|material|summary|keyword|language|topic"
 )  # fmt: skip
+_NUMBERS = (  # of an items file, beside what a log calls its items
+    "key",
+    "no",
+    "nr",
+    "number",
+    "item_no",
+    "item_number",
+    "article",
+    "article_no",
+    "article_nr",
+    "article_number",
+    "product_no",
+    "product_number",
+    "ean",
+    "gtin",
+    "upc",
+)
+_NAMELESS = re.compile(r"unnamed:? ?\d*|_duplicated_\d+", re.IGNORECASE)
 _ENDS = {USER: "_user", ITEM: "_item", TIME: "_time", RATING: "_rating", TITLE: "_title"}
 
 
@@ -84,12 +103,6 @@ def guess(
     hits = [name for name in names if name.lower().endswith(_ENDS[role])]
     if len(hits) == 1:
         return hits[0]
-    if required and len(names) == 1 and any(mark in names[0] for mark in ";\t|"):
-        raise InputError(
-            f"the header {names[0]!r} is one column.",
-            where=where,
-            remedy="Separate columns by commas, or by tabs in a file named .tsv.",
-        )
     if required:
         raise InputError(
             f"no {_setting(role)} column found among {_listed(names)}.",
@@ -99,16 +112,30 @@ def guess(
     return None
 
 
+def require_header(table: Table) -> None:
+    """Refuse a text file whose first line is a comment or looks like data: none of its cells is a name that fits any role."""
+    words = {_plain(word) for tiers in _NAMES.values() for tier in tiers for word in tier}
+    ends = tuple(_ENDS.values())
+    if not table.has_first_line or any(_plain(name) in words or name.lower().endswith(ends) for name in table.names):
+        return
+    if table.names[0].startswith("#"):
+        raise no_header(table.path, table.names)
+    if looks_like_data(table.frame, table.names):
+        raise headless(table.path, table.names)
+
+
 def guess_item_id(frame: pl.DataFrame, names: Sequence[str], known: pl.Series, *, given: str | None, where: str) -> str:
     """Return the item table's id column: the one whose values cover most of the ids seen in the log.
 
-    A column that is named like one needs half of that to win. Where it has less and ids are whole numbers, which a column of ranks or
-    prices may hold by chance, somebody must say which is meant.
+    A column that is named like one needs half of that to win. Where it has less, or none is named like one, and ids are whole numbers,
+    which a column of ranks or prices may hold by chance, somebody must say which is meant. A column without a name (an index that was
+    written along) never wins.
     """
     if given is not None:
         return guess("item_key", names, given=given, where=where) or given
     wanted = set(known.to_list())
     cover = {name: len(wanted.intersection(as_text(frame[name]).to_list())) for name in names}
+    cover = {name: count for name, count in cover.items() if name.strip() and not _NAMELESS.fullmatch(name)}
     best = max(cover.values(), default=0)
     if best == 0:
         raise InputError(
@@ -116,12 +143,22 @@ def guess_item_id(frame: pl.DataFrame, names: Sequence[str], known: pl.Series, *
             where=where,
             remedy="Name the id column with data.columns.item_key=NAME, or give the items file that belongs to the log.",
         )
-    named = [name for tier in _NAMES[ITEM] for name in names if _plain(name) in {_plain(word) for word in tier}]
+    tiers = (*_NAMES[ITEM], _NUMBERS)
+    named = [name for tier in tiers for name in cover if _plain(name) in {_plain(word) for word in tier}]
     if not named:
-        return next(name for name in names if cover[name] == best)
+        leading = [name for name in cover if cover[name] == best]
+        columns = [as_text(frame[name]).to_list() for name in leading]
+        if all(word.isdecimal() for word in wanted) or any(column != columns[0] for column in columns):
+            raise InputError(
+                f"no column is named like an item id; {_listed(leading)} hold{'s' * (len(leading) == 1)} {best:,} of the log's "
+                f"{len(wanted):,} (such as {_listed(sorted(wanted)[:3])}).",
+                where=where,
+                remedy=f"If it is one, set data.columns.item_key={leading[0]}.",
+            )
+        return leading[0]
     likely = max(named, key=lambda name: cover[name])
     if 2 * cover[likely] < best:
-        other = next(name for name in names if cover[name] == best)
+        other = next(name for name in cover if cover[name] == best)
         if not all(word.isdecimal() for word in wanted):
             return other
         raise InputError(

@@ -97,6 +97,8 @@ class Knowledge:
     def only(self, examples: Ints) -> "Knowledge":
         """Return what is said about some examples, by id."""
         some = np.isin(self.examples, examples)
+        if some.all():
+            return self
         return replace(self, examples=self.examples[some], items=self.items[some], scores=self.scores[some])
 
     def rankings(self, examples: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -250,6 +250,7 @@ class Pipeline:
             {"name": one.name, "seconds": round(one.seconds, 3), "cached": one.cached} for one in once.values()
         ]
         results["peak_rss_mb"] = round(max(one.peak_rss_mb for one in self.stages.values()), 1)
+        results["settings"] = self.config.model_dump(mode="json")  # config.json is of the last command in this folder
         results["ranks"] = f"{done.folder.name}/{RANKS}"  # where `distilrec evaluate A B` finds them
         write_json(self.root / "results.json", results)
         (self.root / "report.html").write_bytes((done.folder / "report.html").read_bytes())

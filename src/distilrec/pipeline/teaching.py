@@ -185,7 +185,7 @@ class Teaching:
         return found
 
     def knowledge(self) -> Knowledge:
-        """Ask about what has not been asked yet, and return all that is stored."""
+        """Ask about what has not been asked yet, and return what is stored of the wanted examples; a store may hold others, too."""
         run = self.run
         look_for_key(self)
         trained = self.parted[0] if run.config.annotate.folds > 1 else self.trained
@@ -205,7 +205,8 @@ class Teaching:
         if done.cached and not self._complete(done.folder):
             say(f"knowledge: more is wanted than {done.folder} holds")
             work(done.folder, done.key)
-        return open_knowledge(done.folder, run.data)
+        stored = open_knowledge(done.folder, run.data)
+        return stored if self.kind.asked in ("file", "nothing") else stored.only(self._wanted)
 
     def estimate(self) -> list[str]:
         """Say what asking would take, without asking anybody. What costs nothing and is not done yet is done first: the recommender
@@ -218,6 +219,7 @@ class Teaching:
         folder = self.run.stage_folder("knowledge", {"data": self.run.data.fingerprint, **self.details(trained)})
         return estimate_ranker(self, folder if folder.exists() else None, trained).lines()
 
+    @cached_property
     def _wanted(self) -> Ints:
         """Return the ids of the examples that the store should hold; none where nobody is asked."""
         return np.empty(0, np.int64) if self.kind.asked in ("file", "nothing") else self.examples()
@@ -227,21 +229,24 @@ class Teaching:
         if not (folder / _WANTED).exists() or not (folder / ACCOUNT).exists():
             return False
         before, account = read_json(folder / _WANTED), read_json(folder / ACCOUNT)
-        if before["examples"] != hash_json(self._wanted().tolist()):
-            return False
+        if before["examples"] != hash_json(self._wanted.tolist()):
+            return not self._missing(folder)  # an earlier run may have asked about others, and about these
         stopped_by = account.get("stopped_by") or account.get("run", {}).get("stopped_by") or ""
         same_caps = before["caps"] == self.run.config.annotate.caps.model_dump()
         return bool(before["missing"] == 0 or (same_caps and still_stands(stopped_by)))
 
     def _remember(self, folder: Path) -> None:
         """Write down what was wanted of a store, and how much of it is missing."""
-        wanted, stored = self._wanted(), KnowledgeWriter(folder).done()
         content = {
-            "examples": hash_json(wanted.tolist()),
-            "missing": len(np.setdiff1d(wanted, stored, assume_unique=True)),
+            "examples": hash_json(self._wanted.tolist()),
+            "missing": self._missing(folder),
             "caps": self.run.config.annotate.caps.model_dump(),
         }
         write_json(folder / _WANTED, content)
+
+    def _missing(self, folder: Path) -> int:
+        """Return of how many wanted examples nothing is stored."""
+        return len(np.setdiff1d(self._wanted, KnowledgeWriter(folder).done(), assume_unique=True))
 
     def _ask_positions(self, folder: Path, details: dict[str, Any], trained: Stage | None) -> None:
         own, examples = _trained(trained), self.examples()
