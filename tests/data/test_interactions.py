@@ -42,6 +42,64 @@ def test_without_a_clock_the_order_of_the_rows_counts_and_that_is_said(tmp_path:
     assert log.notes == ("no time column: the order of the rows is taken as the order in time",)
 
 
+def test_columns_that_may_be_the_clock_are_named(tmp_path: Path) -> None:
+    log = read(tmp_path / "a.csv", "user_id,item_id,rating,when,shop\nu,i,1,2,3\n")
+    assert log.notes == (
+        "no time column: the order of the rows is taken as the order in time; "
+        "if 'when' or 'shop' is the time, set data.columns.time=NAME",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "u000,i010\nu000,i011\nu001,i010\n"),  # a name is a value too
+        ("a.csv", "196,242,3,881250949\n186,302,3,891717742\n"),  # numbers over numbers
+        ("a.tsv", "x\t242\t3\ny\t302\t3\n"),
+        ("a.inter", "196\t242\t3\n186\t302\t3\n"),
+    ],
+)
+def test_a_log_without_a_header_is_told_so(tmp_path: Path, name: str, content: str) -> None:
+    with pytest.raises(InputError, match=r"line 1: the file seems to have no header line.*user_id,item_id,timestamp"):
+        read(tmp_path / name, content)
+
+
+@pytest.mark.parametrize("content", ["who,what\n1,2\n", "who,what,2019\n1,2,3\n", "who,item_id\nwho,i\n"])
+def test_strange_names_are_still_names(tmp_path: Path, content: str) -> None:
+    with pytest.raises(InputError, match="no user column found"):
+        read(tmp_path / "a.csv", content)
+
+
+def test_numbers_as_names_may_be_chosen(tmp_path: Path) -> None:
+    assert read(tmp_path / "a.csv", "0,1\nu,i\nv,0\n", user="0", item="1").frame[USER].to_list() == ["u", "v"]
+
+
+def test_a_comment_that_looks_like_a_header_is_blamed(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"line 1: '# of' is no header\. Delete the line"):
+        read(tmp_path / "a.csv", "# of, May\nuser_id,item_id\nu,i\n")
+
+
+@pytest.mark.parametrize(
+    ("cells", "where", "words"),
+    [
+        ('"u", "item_id": ["i", "j"]', "line 3, column 'item_id'", "the column holds lists, one id"),
+        ('"u", "item_id": {"id": 1}', "line 3, column 'item_id'", "the column holds objects, one id"),
+        ('{"id": 1}, "item_id": 1', "line 3, column 'user_id'", "the column holds objects, one id"),
+    ],
+)
+def test_nested_ids_of_json_are_refused(tmp_path: Path, cells: str, where: str, words: str) -> None:
+    path = tmp_path / "a.jsonl"
+    with pytest.raises(InputError) as caught:
+        read(path, '{"user_id": "u", "item_id": "i"}\n\n{"user_id": ' + cells + "}\n")
+    assert caught.value.where == f"{path}, {where}"
+    assert words in caught.value.problem
+
+
+def test_ids_that_json_made_floats_are_whole_again(tmp_path: Path) -> None:
+    log = read(tmp_path / "a.jsonl", '{"user_id": 1.0, "item_id": 2.0}\n{"user_id": 2.0, "item_id": 1e15}\n')
+    assert log.frame.select(USER, ITEM).rows() == [("1", "2"), ("2", "1000000000000000")]
+
+
 @pytest.mark.parametrize(
     ("cell", "seconds"),
     [
@@ -212,6 +270,7 @@ def test_a_broken_log_is_refused_by_line_and_column(tmp_path: Path, case: str) -
     ("columns", "words"),
     [
         ({"user_id": [1], "item_id": [[1, 2]]}, "the column holds lists"),
+        ({"user_id": [{"id": 1}], "item_id": [2]}, "the column holds objects"),
         ({"user_id": [1, 1], "item_id": [2, None]}, "row 2, column 'item_id': the id is missing"),
         ({"user_id": [b"\xff"], "item_id": [2]}, "row 1, column 'user_id': the id is missing"),
         ({"user_id": [1], "item_id": [2], "time": [None]}, "row 1, column 'time': time None is neither"),

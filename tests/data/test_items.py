@@ -7,8 +7,9 @@ import polars as pl
 import pytest
 
 from distilrec.columns import INDEX, ITEM, TEXT, TITLE
-from distilrec.config import ColumnSettings
+from distilrec.config import ColumnSettings, DataSettings
 from distilrec.data.items import ItemTexts, read_items
+from distilrec.data.prepare import prepare
 from distilrec.errors import InputError
 
 CATALOGUE = pl.Series(["a", "b", "c", "d"])
@@ -28,12 +29,48 @@ def test_titles_in_the_order_of_internal_ids(tmp_path: Path) -> None:
     assert texts.frame.rows() == [
         (0, "a", "Alpha", "Alpha, first"),  # the first row of an item counts; an empty cell leaves no comma
         (1, "b", "b", "b"),  # no row
-        (2, "c", "c", "c"),  # an empty title
+        (2, "c", "c", "Cee, z"),  # an empty title takes no other text away
         (3, "d", "Delta", "Delta, Dee, x"),
     ]
     assert texts.without_text == 2
     assert texts.unused == 1
     assert texts.roles == {"item_key": "sku", TITLE: "name", TEXT: "brand, categories"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "title", "text", "repeated"),
+    [
+        ("a,,x\na,Alpha,y\na,Again,z\n", "Alpha", "Alpha, y", 1),  # the first row with a title
+        ("a,,\na, ,y\n,N,\n,N,\n", "a", "y", 1),  # without any, the first with text; rows without an id are nobody's
+        ("a,Alpha,\nz,,\nz,Z,\n", "Alpha", "Alpha", 1),
+        ("a,Alpha,\n", "Alpha", "Alpha", 0),
+    ],
+)
+def test_ids_that_stand_there_more_than_once(tmp_path: Path, rows: str, title: str, text: str, repeated: int) -> None:
+    texts = read(tmp_path / "i.csv", "sku,name,brand\n" + rows)
+    assert texts.frame.row(0)[2:] == (title, text)
+    assert texts.repeated == repeated
+
+
+def test_repeated_ids_are_said(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("user,item\n" + "".join(f"u{n},{item}\n" for n in range(5) for item in "abcde"))
+    (tmp_path / "i.csv").write_text("sku,name\na,\na,A\nb,B\nb,B\nc,C\nd,D\n")
+    said: list[str] = []
+    data = prepare(
+        tmp_path / "log.csv", tmp_path / "i.csv", DataSettings(source="x"), tmp_path / "data", seed=0, say=said.append
+    )
+    assert "  2 ids stand in i.csv more than once; the first row with a title counts" in said
+    assert data.titles == ["A", "B", "C", "D", "e"]
+
+
+def test_an_items_file_without_a_header_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"line 1: the file seems to have no header line.*item_id,title"):
+        read(tmp_path / "i.csv", "a,Alpha,Drama\nb,Beta,Drama\nc,Gamma,War\n")
+
+
+def test_an_items_file_of_semicolons_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"'sku;name' is one column\. Separate columns by commas"):
+        read(tmp_path / "i.csv", "sku;name\na;Alpha\n")
 
 
 def test_without_a_file_ids_stand_in() -> None:
@@ -85,7 +122,7 @@ def test_lists_and_numbers_of_parquet_become_text(tmp_path: Path) -> None:
     )
     frame.write_parquet(tmp_path / "i.parquet")
     texts = read_items(tmp_path / "i.parquet", CATALOGUE, ColumnSettings())
-    assert texts.frame[TEXT].to_list() == ["A, Drama War, 1999", "B", "c", "D, 2001"]
+    assert texts.frame[TEXT].to_list() == ["A, Drama War, 1999", "B", "x, 2000", "D, 2001"]
 
 
 def test_number_ids_meet_text_ids(tmp_path: Path) -> None:

@@ -116,6 +116,18 @@ BROKEN = {
     "latin-1 JSON": ("a.jsonl", '{"x": 1}\n{"x": "\xe9"}\n'.encode("latin1"), "line 2", "not UTF-8"),
     "blank JSONL": ("a.jsonl", "\n\n", "", "no rows"),
     "no Parquet": ("a.parquet", "x,y\n1,2\n", "", "not a Parquet file"),
+    "semicolons": ("a.csv", "item_id;title\n1;A\n", "", "the header 'item_id;title' is one column"),
+    "tabs in a zipped CSV": ("a.csv.gz", gzip.compress(b"item_id\ttitle\n1\tA\n"), "", "is one column"),
+    "bars and decimal commas": ("a.csv", "item_id|price\n1|2,5\n", "", "is one column"),
+    "commas in TSV": ("a.tsv", "item_id,title\n1,A\n", "", "is one column"),
+    "numbers for names": ("a.csv", "1,1,0,5\n1,2,0,4\n", "line 1", "seems to have no header line"),
+    "comment first": ("a.csv", "# exported\n" + HEADER + "a,b,1\n", "line 1", "'# exported' is no header"),
+    "comment with commas": ("a.csv", "# a, b\n" + HEADER + "a,b,1\n", "line 1", "'# a' is no header"),
+    "separator of Excel": ("a.csv", "sep=,\n" + HEADER + "a,b,1\n", "line 1", "'sep=' is no header"),
+    "semicolon of Excel": ("a.csv", "sep=;\na;b\n1;2\n", "line 1", "'sep=;' is no header"),
+    "gzip without its name": ("a.csv", gzip.compress((HEADER + "a,b,1\n").encode()), "", "compressed by gzip"),
+    "gzip without its name, JSON": ("a.jsonl", gzip.compress(b'{"x": 1}\n'), "", "compressed by gzip"),
+    "carriage returns alone": ("a.csv", (HEADER + "a,b,1\n").replace("\n", "\r"), "", "a carriage return alone"),
     "unknown kind": ("a.xlsx", "x", "", "unknown kind of file '.xlsx'"),
 }
 
@@ -130,6 +142,40 @@ def test_a_broken_file_is_refused_by_line(tmp_path: Path, case: str) -> None:
     assert caught.value.line().startswith(where)
     assert words in caught.value.problem
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "remedy"),
+    [
+        ("a.csv", "a;b\n1;2\n", "Separate columns by commas, or by tabs in a file named .tsv."),
+        ("a.tsv", "a,b\n1,2\n", "Separate columns by tabs, or by commas in a file named .csv."),
+        ("a.csv", gzip.compress(b"a,b\n1,2\n", mtime=0), "Name it a.csv.gz."),
+        ("a.csv", "#x\na,b\n1,2\n", "Delete the line."),
+        ("a.csv", "1,1\n2,2\n", "Put one first, such as user_id,item_id,timestamp (an items file: item_id,title)."),
+    ],
+)
+def test_the_remedy_fits(tmp_path: Path, name: str, content: str | bytes, remedy: str) -> None:
+    with pytest.raises(InputError) as caught:
+        read_table(put(tmp_path / name, content))
+    assert caught.value.remedy == remedy
+
+
+def test_a_header_may_begin_with_a_number_sign(tmp_path: Path) -> None:
+    assert cells(put(tmp_path / "a.csv", "#user_id,item_id\nu,i\n")) == [("u", "i")]
+
+
+def test_a_carriage_return_within_a_cell_is_no_line_end(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="header and no rows"):
+        read_table(put(tmp_path / "a.csv", '"x\rx",y\n'))
+
+
+def test_whole_floats_of_json_are_whole_numbers(tmp_path: Path) -> None:
+    content = '{"x": 1.0, "y": 1.0, "z": 1.0}\n{"x": 1e15, "y": 2.5, "z": "a"}\n{"x": null}\n'
+    assert cells(put(tmp_path / "a.jsonl", content)) == [
+        ("1", "1.0", "1"),
+        ("1000000000000000", "2.5", "a"),
+        (None, None, None),
+    ]
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:

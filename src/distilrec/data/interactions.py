@@ -7,16 +7,10 @@ import polars as pl
 
 from distilrec.columns import ITEM, RATING, ROW, TIME, USER
 from distilrec.config import ColumnSettings
-from distilrec.data.guess import guess
-from distilrec.data.tables import Table, as_text, check_file, file_format, open_text, read_table
+from distilrec.data.guess import guess, require_header
+from distilrec.data.tables import Table, as_text, check_file, file_format, open_text, read_table, stripped
+from distilrec.data.times import read_times
 from distilrec.errors import InputError
-
-# Times above these are not seconds: nanoseconds, microseconds, milliseconds (for any date from 1973 to 5138).
-_NO_UNIT = 1e8  # smaller times say nothing: 0 is 0 in every unit
-_GAP = 20
-_UNITS = ((1e17, 1e9, "nanoseconds"), (1e14, 1e6, "microseconds"), (1e11, 1e3, "milliseconds"))
-_DATES = ("%Y-%m-%dT%H:%M:%S%.f%#z", "%Y-%m-%d %H:%M:%S%.f%#z", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f",
-          "%Y-%m-%d %H:%M", "%Y-%m-%d", "%Y/%m/%d %H:%M:%S", "%Y/%m/%d", "%d.%m.%Y %H:%M", "%d.%m.%Y")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +35,13 @@ def read_interactions(path: Path, columns: ColumnSettings) -> Interactions:
 
     Raises:
         InputError: see `tables.read_table`; also missing or ambiguous columns, empty ids, times or ratings that are no
-            numbers (times may be ISO dates too). Each message names file, line and column.
+            numbers (times may be dates too: `times.FORMS`). Each message names file, line and column.
     """
     if file_format(path) == ".txt":
         return _read_sequences(path)
     table = read_table(path)
+    if columns.user is None or columns.item is None:
+        require_header(table)
     roles = {
         role: name
         for role, given, required in (
@@ -59,11 +55,13 @@ def read_interactions(path: Path, columns: ColumnSettings) -> Interactions:
     notes = []
     parts = [_ids(table, roles[USER]).alias(USER), _ids(table, roles[ITEM]).alias(ITEM)]
     if TIME in roles:
-        seconds, note = _seconds(table, roles[TIME])
+        seconds, note = read_times(table, roles[TIME])
         notes += [note] if note else []
         parts.append(seconds.alias(TIME))
     else:
         notes.append("no time column: the order of the rows is taken as the order in time")
+        if unused := [repr(name) for name in table.names if name not in roles.values()]:
+            notes[-1] += f"; if {' or '.join(unused)} is the time, set data.columns.time=NAME"
         parts.append(pl.Series(TIME, [None] * table.frame.height, dtype=pl.Float64))
     if RATING in roles:
         parts.append(_numbers(table, roles[RATING], "rating", allow_empty=True).alias(RATING))
@@ -73,12 +71,12 @@ def read_interactions(path: Path, columns: ColumnSettings) -> Interactions:
 
 
 def _ids(table: Table, column: str) -> pl.Series:
-    if table.frame[column].dtype.is_nested():
-        raise InputError(
-            "the column holds lists, one id per row is expected.",
-            where=f"{table.path}, column {column!r}",
-            remedy="Unnest it first.",
-        )
+    kind, where = table.frame[column].dtype, f"{table.path}, column {column!r}"
+    if kind.is_nested():
+        raise _nested("objects" if kind == pl.Struct else "lists", where)
+    if column in table.nested:
+        record, what = table.nested[column]
+        raise _nested(what, table.where(record, column))
     values = as_text(table.frame[column])
     empty = values.is_null() | (values == "")
     if empty.any():
@@ -90,8 +88,12 @@ def _ids(table: Table, column: str) -> pl.Series:
     return values
 
 
+def _nested(what: str, where: str) -> InputError:
+    return InputError(f"the column holds {what}, one id per row is expected.", where=where, remedy="Unnest it first.")
+
+
 def _numbers(table: Table, column: str, what: str, *, allow_empty: bool = False) -> pl.Series:
-    raw = _stripped(table.frame[column])
+    raw = stripped(table.frame[column])
     values = raw.cast(pl.Float64, strict=False)
     missing = raw.is_null() | (raw.cast(pl.String) == "")
     bad = (values.is_null() | ~values.is_finite().fill_null(True)) & ~missing
@@ -105,70 +107,6 @@ def _numbers(table: Table, column: str, what: str, *, allow_empty: bool = False)
             remedy=f"Mend the line, or choose another column with data.columns.{what}=NAME.",
         )
     return values
-
-
-def _seconds(table: Table, column: str) -> tuple[pl.Series, str]:
-    """Return times in seconds since 1970 (float64) and a note on how they were read."""
-    raw = _stripped(table.frame[column])
-    if raw.dtype.is_temporal():
-        stamps = raw.cast(pl.Datetime("us"))
-        _refuse_gaps(table, column, stamps)
-        return stamps.dt.epoch("us").cast(pl.Float64) / 1e6, "time read as a date"
-    if raw.dtype == pl.String and raw.cast(pl.Float64, strict=False).null_count() > raw.len() // 2:
-        for pattern in _DATES:
-            stamps = raw.str.to_datetime(pattern, strict=False, time_unit="us")
-            if stamps.null_count() <= raw.len() // 2:
-                stamps = stamps.dt.convert_time_zone("UTC").dt.replace_time_zone(None) if "z" in pattern else stamps
-                _refuse_gaps(table, column, stamps)
-                return stamps.dt.epoch("us").cast(pl.Float64) / 1e6, f"time read as dates ({pattern})"
-        record = int(raw.cast(pl.Float64, strict=False).is_null().arg_true()[0]) + 1
-        _refuse_time(table, column, record)
-    values = raw.cast(pl.Float64, strict=False)
-    bad = values.is_null() | ~values.is_finite().fill_null(False)
-    if bad.any():
-        _refuse_time(table, column, int(bad.arg_true()[0]) + 1)
-    _refuse_mixed_units(table, column, values)
-    middle = float(values.abs().median() or 0.0)  # type: ignore[arg-type]
-    for above, per_second, unit in _UNITS:
-        if middle > above:
-            return values / per_second, f"time read as {unit} since 1970"
-    return values, ""
-
-
-def _refuse_mixed_units(table: Table, column: str, values: pl.Series) -> None:
-    """Refuse times of which some are seconds and some milliseconds, say: read as one unit their order would be wrong.
-
-    A mixture leaves a gap, since no date of today is near a border between units; a counter that runs across one leaves none.
-    """
-    size = values.abs()
-    for border, _, unit in _UNITS:
-        below, above = size.filter((size >= _NO_UNIT) & (size < border)), size.filter(size >= border)
-        if len(below) and len(above) and float(above.min()) > _GAP * float(below.max()):  # type: ignore[arg-type]
-            few = size >= border if len(above) < len(below) else size < border
-            first = int((few & (size >= _NO_UNIT)).arg_true()[0])
-            raise InputError(
-                f"{len(above):,} times look like {unit} and {len(below):,} do not, such as {table.frame[column][first]!r}.",
-                where=table.where(first + 1, column),
-                remedy="Bring all times to one unit.",
-            )
-
-
-def _stripped(column: pl.Series) -> pl.Series:
-    numeric = column.dtype.is_numeric() or column.dtype in (pl.Boolean, pl.Date, pl.Datetime)
-    return column if numeric else as_text(column)
-
-
-def _refuse_gaps(table: Table, column: str, stamps: pl.Series) -> None:
-    if stamps.null_count():
-        _refuse_time(table, column, int(stamps.is_null().arg_true()[0]) + 1)
-
-
-def _refuse_time(table: Table, column: str, record: int) -> None:
-    raise InputError(
-        f"time {table.frame[column][record - 1]!r} is neither a number nor a date such as 2024-05-31 12:00:00.",
-        where=table.where(record, column),
-        remedy="Mend the line, or choose another column with data.columns.time=NAME.",
-    )
 
 
 def _read_sequences(path: Path) -> Interactions:

@@ -7,13 +7,15 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from distilrec.columns import TITLE
+from distilrec.columns import TIME, TITLE
 from distilrec.config import DataSettings
 from distilrec.data.dataset import Dataset, write_dataset
 from distilrec.data.filters import apply_filters
 from distilrec.data.interactions import read_interactions
 from distilrec.data.items import ItemTexts, read_items
 from distilrec.data.split import Ints, Split, split
+
+_DAY = 86_400.0
 
 
 def prepare(
@@ -47,6 +49,8 @@ def prepare(
     note(f"columns of {interactions.name}: {_roles(log.roles)}")
     for line in log.notes:
         note(line)
+    if settings.sessions.by != "none" and (doubt := _within_a_day(log.frame[TIME])):
+        note(doubt)
     frame, dropped = apply_filters(log, settings.filters, settings.sessions)
     if lost := ", ".join(f"{name} {count:,}" for name, count in dropped.items() if count):
         note(f"filters dropped: {lost}")
@@ -59,6 +63,8 @@ def prepare(
         note(f"columns of {items.name}: {_roles(texts.roles)}")
         if texts.without_text:
             note(f"{texts.without_text:,} of {item_ids.len():,} items have no {TITLE}; their id stands in")
+        if texts.repeated:
+            note(f"{texts.repeated:,} ids stand in {items.name} more than once; the first row with a {TITLE} counts")
         if texts.unused:
             note(f"{texts.unused:,} rows of {items.name} belong to items outside the catalogue")
         return texts
@@ -85,6 +91,15 @@ def prepare(
         f"{counts['n_train_targets']:,} training, {counts['n_valid']:,} validation, {counts['n_test']:,} test targets"
     )
     return dataset
+
+
+def _within_a_day(times: pl.Series) -> str:
+    """Return a doubt about times of which sessions can make nothing, such as a spreadsheet's days read as seconds; or ""."""
+    seconds = times.drop_nulls().to_numpy()
+    if len(seconds) == 0 or np.ptp(seconds) >= _DAY:
+        return ""
+    first = str(np.datetime64(int(seconds.min()), "s")).replace("T", " ")
+    return f"all times lie within a day, from {first}; if they do not, write them as dates"
 
 
 def _roles(roles: dict[str, str]) -> str:

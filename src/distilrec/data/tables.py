@@ -5,34 +5,48 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
 import polars as pl
 
 from distilrec.columns import ROW
+from distilrec.data.headers import check_names
 from distilrec.errors import InputError
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t", ".inter": "\t", ".item": "\t"}
 _JSON = (".jsonl", ".ndjson")
 FORMATS = "CSV, TSV, JSONL, Parquet, RecBole .inter/.item, or sequence text (.txt: user item item ...)"
 _ATOMIC = (".inter", ".item")
+_GZIP = b"\x1f\x8b"
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table as read. `frame` holds the file's columns plus `ROW`, the 1-based number of the record."""
+    """A table as read.
+
+    Attributes:
+        path: the file.
+        frame: the file's columns plus `ROW`, the 1-based number of the record.
+        nested: of JSONL, the columns that hold lists or objects: the first record that does, and which of the two words.
+    """
 
     path: Path
     frame: pl.DataFrame
+    nested: Mapping[str, tuple[int, str]] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
         """Column names of the file, in its order."""
         return [name for name in self.frame.columns if name != ROW]
+
+    @property
+    def has_first_line(self) -> bool:
+        """Whether the names are the first line of a text file."""
+        return file_format(self.path) in _SEPARATORS
 
     def where(self, record: int, column: str = "") -> str:
         """Say where a record lies: `file, line N, column C`. The line is looked up only when something is wrong."""
@@ -60,6 +74,11 @@ def open_text(path: Path) -> Iterator[io.TextIOBase]:
         with _open_bytes(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as handle:
             yield handle
     except UnicodeDecodeError:
+        with path.open("rb") as raw:
+            if path.suffix.lower() != ".gz" and raw.read(2) == _GZIP:
+                raise InputError(
+                    "the file is compressed by gzip.", where=str(path), remedy=f"Name it {path.name}.gz."
+                ) from None
         where = f"{path}, line {_first_undecodable(path)}"
         raise InputError("the text is not UTF-8.", where=where, remedy="Save the file as UTF-8.") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -102,34 +121,41 @@ def read_table(path: Path) -> Table:
     """
     check_file(path)
     suffix = file_format(path)
+    nested: dict[str, tuple[int, str]] = {}
     if suffix in _SEPARATORS:
         frame = _read_separated(path, _SEPARATORS[suffix])
     elif suffix in _JSON:
-        frame = _read_jsonl(path)
+        frame, nested = _read_jsonl(path)
     elif suffix == ".parquet":
         frame = _read_parquet(path)
     else:
         raise InputError(f"unknown kind of file {suffix or path.name!r}.", where=str(path), remedy=f"Use {FORMATS}.")
     if frame.height == 0:
+        if suffix in _SEPARATORS and _ends_in_returns(path):
+            raise InputError(
+                "its lines end in a carriage return alone.",
+                where=str(path),
+                remedy="Save it with Unix or Windows line ends.",
+            )
         raise InputError("the file has a header and no rows.", where=str(path), remedy="Give a file with rows.")
     if suffix in _ATOMIC:
         frame = frame.rename({name: name.split(":")[0] for name in frame.columns})
-    return Table(path, frame.with_columns(pl.int_range(1, pl.len() + 1, dtype=pl.Int64).alias(ROW)))
+    return Table(path, frame.with_columns(pl.int_range(1, pl.len() + 1, dtype=pl.Int64).alias(ROW)), nested)
+
+
+def _ends_in_returns(path: Path) -> bool:
+    with open_text(path) as handle:
+        start = handle.read(1 << 20)
+    return "\r" in start and "\n" not in start
 
 
 def _read_separated(path: Path, separator: str) -> pl.DataFrame:
     quoted = file_format(path) not in _ATOMIC  # RecBole writes quotes as plain text
     with open_text(path) as handle:
         header = next(csv.reader(handle, delimiter=separator, quoting=_quoting(quoted)), [])
+        below = handle.readline()
     names = [name.strip() for name in header]
-    if not any(names):
-        raise InputError(
-            "the first line is empty, column names are expected.", where=f"{path}, line 1", remedy="Add a header."
-        )
-    if len(set(names)) != len(names):
-        raise InputError(
-            f"a column name occurs twice in the header: {names}.", where=f"{path}, line 1", remedy="Rename one."
-        )
+    check_names(path, names, separator, below)
     try:
         frame = pl.read_csv(
             path,
@@ -178,7 +204,8 @@ def _quoting(quoted: bool) -> Literal[0, 3]:
     return csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
 
 
-def _read_jsonl(path: Path) -> pl.DataFrame:
+def _read_jsonl(path: Path) -> tuple[pl.DataFrame, dict[str, tuple[int, str]]]:
+    """Return the cells as text, and what `Table.nested` holds."""
     rows = []
     with open_text(path) as handle:
         for number, line in enumerate(handle, start=1):
@@ -192,11 +219,22 @@ def _read_jsonl(path: Path) -> pl.DataFrame:
                 raise InputError(
                     "not a JSON object.", where=f"{path}, line {number}", remedy="Each line must be one {...} object."
                 )
-            rows.append({name: _json_cell(value) for name, value in row.items()})
+            rows.append(row)
     names = list(dict.fromkeys(name for row in rows for name in row))
-    return pl.DataFrame(
-        {name: [row.get(name) for row in rows] for name in names}, schema=dict.fromkeys(names, pl.String)
-    )
+    nested: dict[str, tuple[int, str]] = {}
+    columns = {}
+    for name in names:
+        values = [row.get(name) for row in rows]
+        columns[name] = _json_cells(values)
+        record = next((at for at, value in enumerate(values, start=1) if isinstance(value, (list, dict))), None)
+        if record is not None:
+            nested[name] = (record, "lists" if isinstance(values[record - 1], list) else "objects")
+    return pl.DataFrame(columns, schema=dict.fromkeys(names, pl.String)), nested
+
+
+def _json_cells(values: Sequence[object]) -> list[str | None]:
+    whole = all(value.is_integer() for value in values if isinstance(value, float))  # as in `as_text`
+    return [_json_cell(int(value) if whole and isinstance(value, float) else value) for value in values]
 
 
 def _json_cell(value: object) -> str | None:
@@ -230,6 +268,12 @@ def as_text(column: pl.Series) -> pl.Series:
         return column.cast(pl.String).str.strip_chars()
     except pl.exceptions.PolarsError:  # bytes, lists of lists ...
         return pl.Series(column.name, [None] * column.len(), dtype=pl.String)
+
+
+def stripped(column: pl.Series) -> pl.Series:
+    """Return a column of numbers, dates or truths as it is, any other as text."""
+    numeric = column.dtype.is_numeric() or column.dtype in (pl.Boolean, pl.Date, pl.Datetime)
+    return column if numeric else as_text(column)
 
 
 def _line_of(path: Path, suffix: str, record: int) -> int:
