@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from distilrec.config import AnnotateSettings, Config, EvaluateSettings, FilterSettings, SplitSettings, TrainSettings
+from distilrec.config import (
+    AnnotateSettings,
+    Config,
+    EvaluateSettings,
+    FilterSettings,
+    LossSettings,
+    SplitSettings,
+    TrainSettings,
+)
 from distilrec.config_file import load_config
 from distilrec.errors import ConfigError
 from distilrec.settings import checked
@@ -117,7 +125,8 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(override: str, unk
         ("data.filters.min_history=1", "data.filters.min_history:"),
         ("data.split.kind=random", "data.split.kind:"),
         ("data.split.train=1.0", "data.split.train: Input should be less than 1"),
-        ("data.source=ml-100k", "data: give either source (a public data set) or interactions (a file), not both."),
+        ("data.source=ml-100k", "the data are given more than once: data.interactions=log.csv, data.source=ml-100k."),
+        ("data.interactions=b.csv", "data.interactions=log.csv, data.interactions=b.csv. Leave one of them out"),
         ("evaluate.cutoffs=[0]", "evaluate: cutoffs must be at least 1"),
         ("evaluate.cutoffs=[]", "evaluate.cutoffs:"),
         ("student={}", "student.name: Field required"),
@@ -152,6 +161,10 @@ def test_shares_must_leave_something_to_test_on() -> None:
         (b"seed: 1\n", "data: Field required"),
         (b"data: {source: x}\ntrain: {epochz: 1}\n", "unknown setting 'train.epochz'. Did you mean 'epochs'?"),
         (b"data: {source: x}\nstudent: !!python/object/apply:os.getcwd []\n", "not valid YAML"),
+        (b"data: {source: x, interactions: y}\n", "data: give either source (a public data set) or interactions"),
+        (b"train: {epochs: 1}\n\nseed: 3\n'train': {patience: 2}\n", "the key 'train' stands twice, in lines 1 and 4."),
+        (b"a:\n- {b: {c: 1, d: 2,\n c: 3}}\n", "the key 'c' stands twice, in lines 2 and 3. Put both into one,"),
+        (b"a: {b: 1, b: 2}\n", "the key 'b' stands twice, in line 1."),
     ],
 )
 def test_a_bad_file_is_refused_by_name(tmp_path: Path, content: bytes, words: str) -> None:
@@ -170,6 +183,56 @@ def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
     assert "Is a directory" in complaint(path=tmp_path)
 
 
+def test_a_key_that_stands_twice_in_a_word_and_groups_that_share_keys(tmp_path: Path) -> None:
+    assert "the key 'epochs' stands twice, in line 1." in complaint(DATA, "train={epochs: 1, epochs: 2}")
+    (tmp_path / "c.yaml").write_text(
+        "data: {source: x}\ntrain: &low {epochs: 1, patience: 2}\nteach: &mid {<<: *low, epochs: 3}\ndistil: {<<: *mid, epochs: 4}\n"
+    )
+    config = load_config(tmp_path / "c.yaml")
+    assert [part.epochs for part in (config.train, config.teach, config.distil_settings())] == [1, 3, 4]
+    assert config.distil_settings().patience == 2
+
+
+def test_a_number_that_begins_with_0_is_decimal_or_text(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("data: {source: 010}\nseed: 042\ntrain: {epochs: 0x1f, patience: 0_7}\n")
+    config = load_config(tmp_path / "c.yaml", ["threads=010", "data.columns.user=007", "train.stride=0b11"])
+    assert (config.seed, config.threads, config.train.epochs, config.train.stride) == (42, 10, 31, 3)
+    assert config.train.patience == 7
+    assert (config.data.source, config.data.columns.user) == ("010", "007")
+    assert load_config(None, [DATA, "seed=0"]).seed == 0
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("data.columns.user=no", "data.columns.user: Input should be a valid string (got False). Put it in quotes ("),
+        ("data.columns.user=off", '("no" in a file, \'"no"\' on the command line); without them YAML reads on, off, '),
+        ("data.columns.user=on", "(got True). "),
+        ("data.columns.text=[title, yes]", "data.columns.text.1: Input should be a valid string (got True). Put it in"),
+        (
+            "data.items=on",
+            "data.items: Input is not a valid path for <class 'pathlib.Path'> (got True). Put it in quotes",
+        ),
+        ("data.columns.user=2024", '(got 2024). Put it in quotes ("2024" in a file, \'"2024"\' on the command line).'),
+        ("data.columns.user=2024-01-02", '"2024-01-02" in a file'),
+        ("data.columns.user=[x]", "(got ['x']). Correct it."),
+    ],
+)
+def test_text_that_yaml_takes_for_something_else(override: str, words: str) -> None:
+    assert words in complaint(DATA, override)
+
+
+def test_text_in_quotes_is_text() -> None:
+    config = load_config(None, [DATA, 'data.columns.user="no"', 'data.columns.item="2024"'])
+    assert (config.data.columns.user, config.data.columns.item) == ("no", "2024")
+
+
+def test_the_base_is_not_written_into() -> None:
+    base = {"train": {"epochs": 9}}
+    assert load_config(None, [DATA, "train.epochs=3"], base).train.epochs == 3
+    assert base == {"train": {"epochs": 9}}
+
+
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValidationError):
         load_config(None, [DATA]).train.epochs = 3  # type: ignore[misc]
@@ -177,9 +240,9 @@ def test_settings_are_frozen() -> None:
 
 def test_the_distilled_student_is_trained_like_the_plain_one_unless_told_otherwise() -> None:
     assert load_config(None, [DATA, "train.epochs=3"]).distil_settings().epochs == 3
-    assert load_config(None, [DATA, "train.epochs=3", "distil.patience=2"]).distil_settings() == TrainSettings(
-        patience=2
-    )
+    words = [DATA, "train={epochs: 3, loss: {name: bce, negatives: 7}}", "distil.patience=2", "distil.loss.negatives=9"]
+    loss = LossSettings(name="bce", negatives=9)
+    assert load_config(None, words).distil_settings() == TrainSettings(epochs=3, patience=2, loss=loss)
 
 
 def test_checked_says_where() -> None:

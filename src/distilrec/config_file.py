@@ -1,6 +1,8 @@
 """A run's configuration: a YAML file, laid over defaults, with `key=value` words on top."""
 
+import re
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,14 @@ from distilrec.errors import ConfigError
 from distilrec.settings import checked
 
 _CHOICES = ("student", "teacher", "method")  # the settings that are a `Choice`
+_ORIGINS = ("data.source", "data.interactions")
+_OCTAL = re.compile(r"[-+]?0[0-7_]+")
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = (), base: Mapping[str, Any] | None = None) -> Config:
     """Read a YAML file, lay it over `base`, lay `key.sub=value` overrides on top, and check everything.
+
+    What `distil` does not say is as in `train`.
 
     An override that names another student, teacher or method (`method=rd`, `method.name=rd`) drops the settings of the one before it,
     but for those that other overrides give.
@@ -22,23 +28,39 @@ def load_config(path: Path | None, overrides: Sequence[str] = (), base: Mapping[
     Raises:
         ConfigError: unreadable file, unknown key (with the nearest known one) or a value out of range.
     """
-    content = merged(dict(base or {}), read_yaml(path) if path else {})
+    content = with_words(merged(dict(base or {}), read_yaml(path) if path else {}), overrides)
+    if isinstance(content.get("distil"), dict) and isinstance(content.get("train"), dict):
+        content["distil"] = merged(content["train"], content["distil"])
+    return checked(Config, content, where=str(path) if path else "settings")
+
+
+def with_words(content: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Lay `key.sub=value` words over settings that are still unchecked (ConfigError where a word cannot be read)."""
+    whole = deepcopy(dict(content))
     given = []
     for override in overrides:
         key, found, text = override.partition("=")
         if not found or not key:
             raise ConfigError(f"{override!r} is not key=value.", remedy="Write overrides as train.epochs=5.")
         given.append((key, _parse(text, key)))
+    origins = dict.fromkeys(f"{key}={value}" for key, value in given if key in _ORIGINS and value is not None)
+    if len(origins) > 1:
+        raise ConfigError(
+            f"the data are given more than once: {', '.join(origins)}.",
+            remedy="Leave one of them out (--interactions FILE means data.interactions=FILE).",
+        )
     given.sort(key=lambda one: one[0] not in _CHOICES and one[0].removesuffix(".name") not in _CHOICES)
     for key, value in given:
-        _set(content, key.split("."), value, key)
-    return checked(Config, content, where=str(path) if path else "settings")
+        _set(whole, key.split("."), value, key)
+    return whole
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds settings (ConfigError where it cannot be read or holds something else)."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = _read(path.read_text(encoding="utf-8"))
+    except ConfigError as error:
+        raise ConfigError(error.problem, where=str(path), remedy=error.remedy) from None
     except FileNotFoundError:
         raise ConfigError("no such file.", where=str(path), remedy="Check the path of the configuration.") from None
     except OSError as error:
@@ -57,9 +79,40 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses a key that stands twice (YAML drops the first) and leaves 042 as text (YAML reads 34)."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Check the keys as they are written: later `<<` has put those of other groups among them."""
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _value in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag.endswith(":merge"):
+                continue
+            if key.value in lines:
+                first, second = lines[key.value], key.start_mark.line + 1
+                where = f"in lines {first} and {second}" if first != second else f"in line {first}"
+                raise ConfigError(
+                    f"the key {key.value!r} stands twice, {where}.", remedy="Put both into one, or delete one of them."
+                )
+            lines[key.value] = key.start_mark.line + 1
+        return node
+
+    def whole_number(self, node: yaml.ScalarNode) -> int | str:
+        """Read a whole number, one that begins with 0 as text: where a number is wanted it is read as decimal."""
+        return str(node.value) if _OCTAL.fullmatch(node.value) else self.construct_yaml_int(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.whole_number)
+
+
+def _read(text: str) -> Any:
+    return yaml.load(text, _Loader)  # noqa: S506 - it is a SafeLoader
+
+
 def _parse(text: str, key: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return _read(text)
     except (yaml.YAMLError, ValueError):  # the latter of a date that there is not
         raise ConfigError(f"{key}: cannot read the value {text!r}.", remedy="Quote it.") from None
 

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
+from datetime import date
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -48,7 +49,17 @@ def checked(model: type[S], content: Mapping[str, Any], *, where: str) -> S:
             raise ConfigError(f"unknown setting {key!r}.", where=where, remedy=hint) from None
         message = first["msg"].removeprefix("Value error, ")
         got = "" if first["type"] in ("missing", "value_error") else f" (got {first['input']!r})"
-        raise ConfigError(f"{key + ': ' if key else ''}{message}{got}.", where=where, remedy="Correct it.") from None
+        remedy = "Correct it."
+        if first["type"] in ("string_type", "path_type") and isinstance(first["input"], bool | int | float | date):
+            remedy = _quotes(first["input"])
+        raise ConfigError(f"{key + ': ' if key else ''}{message}{got}.", where=where, remedy=remedy) from None
+
+
+def _quotes(value: bool | float | date) -> str:
+    """Say how to write as text what YAML takes for something else."""
+    word = ("yes" if value else "no") if isinstance(value, bool) else str(value)
+    why = "; without them YAML reads on, off, yes and no as true or false" if isinstance(value, bool) else ""
+    return f"""Put it in quotes ("{word}" in a file, '"{word}"' on the command line){why}."""
 
 
 def _known_keys(model: type[BaseModel], path: Sequence[str]) -> list[str]:

@@ -301,6 +301,19 @@ def test_a_name_among_the_words_names_the_run(cli: Cli, log: Path) -> None:
     assert (done.runs / "trial").is_dir()
 
 
+def test_data_from_two_places(cli: Cli, log: Path, titles: Path) -> None:
+    for word in ("data.source=ml-100k", "data.interactions=other.csv"):
+        done = cli("prepare", "--interactions", log, "--items", titles, word)
+        check(done, f"the data are given more than once: {word}, data.interactions={log}.", "Leave one of them out")
+
+
+def test_a_word_that_yaml_takes_for_a_truth(cli: Cli, log: Path, titles: Path) -> None:
+    words = ("prepare", "--interactions", log, "--items", titles)
+    check(cli(*words, "data.columns.user=no"), "(got False)", "Put it in quotes", """'"no"' on the command line""")
+    edit(log, ("user_id", "no"))
+    assert cli(*words, 'data.columns.user="no"').code == 0
+
+
 def test_no_data(cli: Cli) -> None:
     check(cli("prepare"), "there are no data", "--interactions FILE")
 
@@ -395,6 +408,24 @@ def test_a_folder_of_runs_that_is_a_file(cli: Cli, log: Path, tmp_path: Path) ->
         done.err
         == f"Error: {tmp_path / 'runs' / 'log'}: Not a directory. Choose another path, or change its permissions.\n"
     )
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a file system that makes no folders")
+@pytest.mark.parametrize("verb", ["prepare", "compare"])
+def test_a_folder_of_runs_that_cannot_be_made(cli: Cli, log: Path, verb: str) -> None:
+    done = cli(verb, "--interactions", log, "--out", "/proc/foo", out=False)
+    assert done.code == 2
+    assert done.err.splitlines()[-1] == "Error: /proc/foo: no folder can be made there. Choose another path."
+    assert "Traceback" not in done.err
+
+
+def test_a_missing_file_of_ours_is_no_wrong_input(cli: Cli, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(*_: object) -> None:
+        Path("/nowhere/at/all").read_text()
+
+    monkeypatch.setattr("distilrec.cli.stages.read_words", opened)
+    with pytest.raises(FileNotFoundError):
+        cli("prepare", "--interactions", log)
 
 
 def test_a_model_too_large_for_memory(cli: Cli, log: Path, titles: Path) -> None:

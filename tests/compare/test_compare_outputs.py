@@ -240,7 +240,7 @@ def test_what_is_missing_is_said(tmp_path: Path, make_dataset: Callable[..., Dat
         make_dataset(["abeg", "abdc", "acefba", "abcdefcb"]),
         missing=("failed", "skipped"),
         seeds=[1, 2, 3],
-        tune={"trials": 4},
+        tune={"trials": 4, "space": {"train.learning_rate": [0.1, 0.2, 0.3, 0.4]}},
     )
     page = read_page(made.text("report.html"))
     said = " ".join(page.words)

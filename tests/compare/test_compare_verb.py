@@ -323,6 +323,37 @@ def test_a_log_in_place_of_a_file(compare: Cli, content: Content, tmp_path: Path
     assert "  log/sasrec/plain" in done.err.splitlines()
 
 
+def test_words_beside_a_log(compare: Cli, content: Content, tmp_path: Path) -> None:
+    log = tmp_path / "orders.csv"
+    text = Path(content["datasets"]["toy"]["data"]["interactions"]).read_text()
+    header, rest = text.split("\n", 1)
+    log.write_text("\n".join([header.replace(header.split(",")[0], "buyer"), rest]))
+    words = ("--interactions", log, "data.columns.user=buyer", "data.filters={k_core_user: 1, k_core_item: 1}")
+    assert "  orders/sasrec/plain" in compare(None, *words, "--dry-run").err.splitlines()
+    refused(compare(None, *words, "data.source=ml-100k"), "the data are given more than once: data.source=ml-100k and")
+    refused(
+        compare(content, "train.epochs=3"), "train.epochs=3 belongs to --interactions. Write what all runs share under"
+    )
+    refused(compare(None, "train.epochs=3"), "what is compared must come from one place.")
+    done = compare(None, *words, "--budget-minutes", 0)  # the data are read all the same
+    assert done.last.startswith("Error: nothing was measured: no training ended in time. "), done.err
+
+
+@pytest.mark.parametrize(
+    ("tune", "said"),
+    [
+        ({"trials": 3}, "nothing is tuned: tune has no space, students or methods to search."),
+        ({"space": {"train.epochs": [1, 2]}}, "nothing is tuned: tune.trials is 1, the configuration as it stands."),
+        ({}, None),
+    ],
+)
+def test_that_nothing_is_tuned_is_said(compare: Cli, content: Content, tune: Content, said: str | None) -> None:
+    content["tune"] = tune
+    lines = compare(content, "--dry-run").err.splitlines()
+    assert [line for line in lines if "tune" in line] == ([] if said is None else [said])
+    assert "8 combinations, 1 trials each and 2 seeds: 17 jobs" in lines
+
+
 def test_a_wrong_number_and_a_missing_file(compare: Cli, content: Content, tmp_path: Path) -> None:
     for words in (("--jobs", 0), ("--budget-minutes", -1), ("--nonsense",)):
         refused(compare(content, *words), "See distilrec --help.")

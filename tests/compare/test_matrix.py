@@ -4,11 +4,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from fixtures_compare import write_yaml
 
 from distilrec.compare.matrix import Combination, Matrix, matrix_for_log, read_matrix
+from distilrec.compare.plan import Plan
 from distilrec.compare.settings import CompareSettings, dumped
+from distilrec.errors import ConfigError
 from distilrec.settings import checked
 
 Content = dict[str, Any]
@@ -212,6 +215,61 @@ def test_a_log_of_ones_own_is_enough(tmp_path: Path) -> None:
     data = found.data_config(name).data
     assert (data.interactions, data.items) == (tmp_path / "my films.v2.csv", tmp_path / "titles.csv")
     assert matrix_for_log(tmp_path / "log.csv", None).data_config("log").data.items is None
+
+
+def test_words_beside_a_log_are_shared_by_all_combinations(tmp_path: Path) -> None:
+    words = ["data.columns.user=customer", "data.filters.k_core_user=2", "evaluate.filter_seen=true", "threads=3"]
+    found = matrix_for_log(
+        tmp_path / "log.csv", tmp_path / "t.csv", [*words, "train.epochs=7", "train.learning_rate=0.5"]
+    )
+    plain = matrix_for_log(tmp_path / "log.csv", tmp_path / "t.csv")
+    assert found.combinations == plain.combinations
+    teachers = [found.teacher_config("log", name) for name in found.settings.teachers]
+    trained = [found.config(one, 42, {}) for one in found.combinations]
+    for config in (found.data_config("log"), *teachers, *trained):
+        assert (config.data.columns.user, config.data.filters.k_core_user) == ("customer", 2)
+        assert (config.evaluate.filter_seen, config.threads, config.train.epochs) == (True, 3, 7)
+        assert (config.data.interactions, config.data.items) == (tmp_path / "log.csv", tmp_path / "t.csv")
+    for config in trained:
+        assert (config.train.learning_rate, config.distil_settings().learning_rate) == (0.5, 0.5)
+    assert {plain.config(one, 42, {}).train.learning_rate for one in plain.combinations} == {0.001, 0.004}
+    assert "train" not in (found.settings.students["sasrec"] or {})
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        (
+            "data.source=ml-100k",
+            "the data are given more than once: data.source=ml-100k and --interactions log.csv. Leave",
+        ),
+        ("data.interactions=b.csv", "the data are given more than once: data.interactions=b.csv and"),
+        (
+            "student.hidden_size=8",
+            "settings: 'student' is no part of a run's configuration that can stand here. Known:",
+        ),
+        ("seed=3", "settings: 'seed' is no part"),
+        ("data.columns.usr=x", "unknown setting 'data.columns.usr'. Did you mean 'user'?"),
+        ("data=5", "data: a group of settings is expected, got 5"),
+        ("train=5", "train: a group of settings is expected, got 5"),
+        ("distil=5", "distil: Input should be a valid dictionary or instance of TrainSettings (got 5)"),
+        ("evaluate=5", "evaluate: "),
+        ("train.epochs=[", "train.epochs: cannot read the value"),
+    ],
+)
+def test_a_word_beside_a_log_that_cannot_be(word: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        matrix_for_log(Path("log.csv"), None, [word])
+    assert said in caught.value.line()
+
+
+def test_trials_without_anything_to_search_tune_nothing(content: Content) -> None:
+    assert matrix(content).tuned
+    content["tune"] = {"trials": 3}
+    assert not matrix(content).tuned
+    assert Plan(matrix(content)).total == 17  # a teacher, and 8 combinations on two seeds
+    content["tune"]["methods"] = {"soft_labels": {"weight": [0.1, 0.2]}}
+    assert matrix(content).tuned
 
 
 def test_a_log_whose_name_begins_with_a_dot(tmp_path: Path) -> None:

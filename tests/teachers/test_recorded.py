@@ -77,7 +77,7 @@ u009,b,1
     assert recorded.report.as_json() == {
         "rows": 8, "unknown_keys": 3, "unknown_key_ids": ["u009", "(empty)"], "held_out": 1, "repeated_rows": 1,
         "empty_lists": 1, "kept": 2, "mentions": 10, "unknown_items": 3, "unknown_item_ids": ["z", "y", "x"],
-        "repeated_items": 1, "reordered": 1, "reversed": 1, "item_vectors": None,
+        "repeated_items": 1, "reordered": 1, "reversed": 1, "item_vectors": None, "gathered_rows": 0, "gathered": 0,
     }  # fmt: skip
     assert json.loads(json.dumps(recorded.report.as_json())) == recorded.report.as_json()
     assert recorded.report.lines() == [
@@ -90,6 +90,105 @@ u009,b,1
         "1 of 10 item ids dropped, repeated in their list",
         "1 lists put in the order of their scores",
     ]
+
+
+LONG = """u003,d,0.2,5
+u000,b,0.5,2
+u003,a,0.9,1
+u001,e,0.1,1
+u000,c,0.7,1
+u003,e,0.4,4
+u003,c,0.4,3
+"""
+
+
+@pytest.mark.parametrize("name", ["item_id", "item", "Item_ID", "items"])
+def test_a_table_of_one_item_a_row_is_gathered_in_the_order_of_its_scores(
+    dataset: Dataset, tmp_path: Path, name: str
+) -> None:
+    recorded = imported(tmp_path / "r.csv", dataset, f"user_id,{name},score,place\n{LONG}")
+    assert [(example, items) for example, items, _ in rows(recorded)] == [(2, [2, 1]), (6, [4]), (15, [0, 4, 2, 3])]
+    assert np.allclose(recorded.frame[SCORES].explode(), [0.7, 0.5, 0.1, 0.9, 0.4, 0.4, 0.2])
+    assert recorded.report.lines() == [
+        "7 rows read, 3 rankings kept",
+        "6 rows of one item each gathered into 2 rankings",
+        "2 lists put in the order of their scores",
+    ]
+    assert (recorded.report.rows, recorded.report.repeated_rows, recorded.report.empty_lists) == (7, 0, 0)
+
+
+def test_rows_of_one_item_by_rank_and_as_they_stand(dataset: Dataset, tmp_path: Path) -> None:
+    ranked = imported(tmp_path / "r.csv", dataset, f"user_id,item_id,place,rank\n{LONG}")
+    assert rows(ranked) == [(2, [2, 1], [0.0] * 2), (6, [4], [0.0]), (15, [0, 2, 4, 3], [0.0] * 4)]
+    standing = imported(tmp_path / "r.csv", dataset, f"user_id,item_id,place,number\n{LONG}")
+    assert [items for _, items, _ in rows(standing)] == [[1, 2], [4], [3, 0, 4, 2]]
+    both = imported(tmp_path / "r.csv", dataset, f"user_id,item_id,score,rank\n{LONG}")
+    assert [items for _, items, _ in rows(both)] == [[2, 1], [4], [0, 2, 4, 3]]  # equal scores by rank
+    nearest = imported(tmp_path / "r.csv", dataset, f"user_id,item_id,distance,n\n{LONG}", scores_are="distances")
+    assert [items for _, items, _ in rows(nearest)] == [[1, 2], [4], [3, 4, 2, 0]]
+    chosen = imported(tmp_path / "r.csv", dataset, f"user_id,what,x,rank\n{LONG}", columns={"items": "what"})
+    assert rows(chosen) == rows(ranked)
+
+
+def test_long_tables_of_every_kind_say_the_same(dataset: Dataset, tmp_path: Path) -> None:
+    wanted = rows(imported(tmp_path / "r.csv", dataset, f"user_id,item_id,score,rank\n{LONG}"))
+    frame = pl.read_csv(tmp_path / "r.csv")
+    frame.write_parquet(tmp_path / "r.parquet")
+    frame.write_ndjson(tmp_path / "r.jsonl")
+    assert rows(imported(tmp_path / "r.parquet", dataset)) == wanted
+    assert rows(imported(tmp_path / "r.jsonl", dataset)) == wanted
+
+
+def test_a_column_of_ranks_beside_lists_is_left_alone(dataset: Dataset, tmp_path: Path) -> None:
+    frame = {"user_id": ["u000", "u000"], "items": [["a", "b"], ["c"]], "rank": [[{"x": 1}], []]}
+    pl.DataFrame(frame).write_parquet(tmp_path / "r.parquet")
+    recorded = imported(tmp_path / "r.parquet", dataset)
+    assert rows(recorded) == [(2, [0, 1], [0.0, 0.0])]
+    assert recorded.report.repeated_rows == 1
+
+
+def test_in_a_long_table_every_count_by_hand(dataset: Dataset, tmp_path: Path) -> None:
+    content = """user_id,item_id,score
+u000,a,1
+u000,z,2
+u000,a,3
+u000,b,0
+u009,a,1
+u009,b,1
+u002,a,1
+u002,b,1
+u001,y,1
+u003,c d,1 2
+u003,e,3
+"""
+    recorded = imported(tmp_path / "r.csv", dataset, content, tolerance=0.5)
+    assert rows(recorded) == [(2, [0, 1], [1.0, 0.0]), (15, [3, 2], [2.0, 1.0])]  # u003 has a list, so the first counts
+    report = recorded.report
+    assert (report.rows, report.unknown_keys, report.held_out, report.repeated_rows) == (11, 2, 2, 1)
+    assert (report.gathered_rows, report.gathered, report.empty_lists, report.kept) == (4, 1, 1, 2)
+    assert (report.mentions, report.unknown_items, report.repeated_items) == (7, 2, 1)
+    assert report.unknown_item_ids == ("z", "y")
+    hole = imported(tmp_path / "r.csv", dataset, "user_id,item_id\nu000,\nu000,b\nu001,a\n")
+    assert rows(hole) == [(2, [1], [0.0]), (6, [0], [0.0])]
+    alone = imported(tmp_path / "r.csv", dataset, "user_id,item_id\nu000,a\nu001,b\n")
+    assert alone.report.lines() == ["2 rows read, 2 kept"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("user_id,item_id,rank\nu000,a,2\nu000,b,first\n", ["line 3, column 'rank'", "1 ranks are no finite numbers."]),
+        ("user_id,item_id,rank\nu000,a,2\nu000,b,\n", ["line 3, column 'rank'"]),
+        ("user_id,item_id,score\nu003,a,1\nu000,b,1\nu003,c,\n", ["line 4, column 'score'", "0 scores for 1 items"]),
+        ("user_id,item_id,score\nu003,a,1\nu000,b,1\nu003,c,x\n", ["line 4, column 'score'", "no finite numbers"]),
+        ("user_id,item_id,item\nu000,a,b\n", ["the items column is not clear: 'item_id', 'item'"]),
+        ("who,item_id\nu000,a\n", ["no key column found"]),
+    ],
+)
+def test_bad_long_tables(dataset: Dataset, tmp_path: Path, content: str, words: list[str]) -> None:
+    line = refused(tmp_path / "r.csv", dataset, content)
+    for word in words:
+        assert word in line
 
 
 def test_example_ids(dataset: Dataset, tmp_path: Path) -> None:
@@ -259,12 +358,15 @@ def test_against_a_loop(data: st.DataObject, dataset: Dataset, tmp_path_factory:
     mention = st.tuples(st.sampled_from("abcdexyz"), st.integers(-3, 3))
     table = data.draw(st.lists(st.tuples(keys, st.lists(mention, max_size=8)), min_size=1, max_size=8))
     examples = {"u000": 2, "u001": 6, "u003": 15}
+    rows_of = {key: [ranked for other, ranked in table if other == key] for key in examples}
+    long = {key for key, own in rows_of.items() if len(own) > 1 and max(map(len, own)) == 1}
     wanted: dict[int, list[tuple[int, float]]] = {}
     unknown = held = repeated = foreign = again = mentions = 0
-    for key, ranked in table:
+    for key, cell in table:
+        ranked = [pair for own in rows_of[key] for pair in own] if key in long else cell
         unknown += key == "u004"
         held += key == "u002"
-        repeated += examples.get(key, -1) in wanted
+        repeated += examples.get(key, -1) in wanted and key not in long
         if key not in examples or examples[key] in wanted:
             continue
         kept: dict[str, int] = {}
@@ -294,7 +396,8 @@ def test_against_a_loop(data: st.DataObject, dataset: Dataset, tmp_path_factory:
     assert (report.unknown_keys, report.held_out, report.repeated_rows) == (unknown, held, repeated)
     assert (report.mentions, report.unknown_items, report.repeated_items) == (mentions, foreign, again)
     assert report.empty_lists == empty
-    assert report.rows == unknown + held + repeated + empty + report.kept
+    assert (report.gathered_rows, report.gathered) == (sum(len(rows_of[key]) for key in long), len(long))
+    assert report.rows - report.gathered_rows + report.gathered == unknown + held + repeated + empty + report.kept
 
 
 VECTORS = torch.tensor([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0], [6.0, 7.0], [8.0, 1e-30]])

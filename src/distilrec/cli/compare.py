@@ -18,8 +18,12 @@ if TYPE_CHECKING:
 
 
 def compare(
-    config: Annotated[
-        Path | None, typer.Argument(help="YAML file with the matrix; docs/compare.md says what it holds.")
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="YAML file with the matrix (docs/compare.md says what it holds); or, beside --interactions, key=value "
+            "settings that all runs share, for example data.columns.user=customer."
+        ),
     ] = None,
     interactions: Log = None,
     items: Texts = None,
@@ -42,14 +46,19 @@ def compare(
     from distilrec.compare.work import Workshop  # torch loads only for who compares
     from distilrec.compare.workers import Workers
 
-    matrix = _matrix(config, interactions, items)
+    matrix = _matrix(words or [], interactions, items)
     plan = Plan(matrix)
     root = out / matrix.settings.name
     for line in matrix.left_out:
         say(f"left out: {line}")
+    tune = matrix.settings.tune
+    if not matrix.tuned and tune.model_fields_set:
+        searched = tune.space or tune.students or tune.methods
+        why = "is 1, the configuration as it stands" if searched else "has no space, students or methods to search"
+        say(f"nothing is tuned: tune{'.trials' if searched else ''} {why}.")
     say(
-        f"{len(matrix.combinations)} combinations, {matrix.settings.tune.trials} trials each and {len(matrix.settings.seeds)} seeds: "
-        f"{plan.total} jobs"
+        f"{len(matrix.combinations)} combinations, {tune.trials if matrix.tuned else 1} trials each and "
+        f"{len(matrix.settings.seeds)} seeds: {plan.total} jobs"
     )
     if dry_run:
         for one in matrix.combinations:
@@ -85,22 +94,28 @@ def compare(
         raise typer.Exit(3)  # a report all the same, but a script should know that it is not whole
 
 
-def _matrix(config: Path | None, interactions: Path | None, items: Path | None) -> "Matrix":
+def _matrix(words: list[str], interactions: Path | None, items: Path | None) -> "Matrix":
     """Return what a file says is compared, or the matrix for a log."""
     from distilrec.compare.matrix import matrix_for_log, read_matrix
 
-    if (config is None) == (interactions is None):
+    paths = [word for word in words if "=" not in word]
+    settings = [word for word in words if "=" in word]
+    if len(paths) + (interactions is not None) != 1:
         raise ConfigError(
             "what is compared must come from one place.",
             remedy="Give a YAML file, or --interactions LOG with --items ITEMS.",
         )
-    if config is not None:
-        if items is not None:
-            raise ConfigError(
-                "--items belongs to --interactions.", remedy="Name the files under datasets in the YAML file."
-            )
-        return read_matrix(config)
-    return matrix_for_log(interactions or Path(), items)
+    if interactions is not None:
+        return matrix_for_log(interactions, items, settings)
+    if items is not None:
+        raise ConfigError(
+            "--items belongs to --interactions.", remedy="Name the files under datasets in the YAML file."
+        )
+    if settings:
+        raise ConfigError(
+            f"{settings[0]} belongs to --interactions.", remedy="Write what all runs share under base in the YAML file."
+        )
+    return read_matrix(Path(paths[0]))
 
 
 def _show(content: dict[str, Any], root: Path) -> None:

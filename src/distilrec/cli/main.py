@@ -2,7 +2,8 @@
 
 import signal
 import sys
-from typing import NoReturn
+from importlib.metadata import version
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -19,6 +20,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("fetch")(fetch.fetch)
 for verb in stages.VERBS:
@@ -26,6 +28,21 @@ for verb in stages.VERBS:
 app.command("select")(select.select)
 app.command("tune")(tune.tune)
 app.command("compare")(compare.compare)
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        print(version("distilrec"))
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Say the version.", callback=_say_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Take options of no verb."""
 
 
 def main() -> NoReturn:
@@ -46,6 +63,8 @@ def main() -> NoReturn:
             _stop(f"Error: {known.line()}", known.exit_code)
         if isinstance(error, OSError) and error.filename and not isinstance(error, FileNotFoundError):
             _stop(f"Error: {error.filename}: {error.strerror}. Choose another path, or change its permissions.", 2)
+        if isinstance(error, FileNotFoundError) and error.filename and _making_a_folder(error):
+            _stop(f"Error: {error.filename}: no folder can be made there. Choose another path.", 2)
         if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
             said = " ".join(str(error).split()).rpartition("DefaultCPUAllocator: ")[2]
             first = said.partition(". Error code")[0][:160]
@@ -59,6 +78,14 @@ def main() -> NoReturn:
 def _stop(line: str, code: int) -> NoReturn:
     print(line, file=sys.stderr)
     sys.exit(code)
+
+
+def _making_a_folder(error: Exception) -> bool:
+    """Tell whether the file system itself refused a folder, as /proc does, in the words that it has for a missing file."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    return last is not None and last.tb_frame.f_code.co_name in ("mkdir", "makedirs")
 
 
 def _here():  # type: ignore[no-untyped-def]

@@ -161,7 +161,7 @@ def read_words(words: Sequence[str], interactions: Path | None, items: Path | No
 
 
 def _quoted(text: object) -> str:
-    return json.dumps(str(text))  # so that YAML reads a file called 2024 or `a: b` as text
+    return json.dumps(str(text), ensure_ascii=False)  # so that YAML reads a file called 2024 or `a: b` as text
 
 
 def show(results: dict[str, Any], root: Path) -> None:

@@ -20,7 +20,7 @@ combinations of a student draw the same values for the keys that they share, in 
 validation decides.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -31,7 +31,7 @@ import yaml
 from distilrec.compare.settings import PLAIN, CompareSettings, with_plain
 from distilrec.compare.trials import draw
 from distilrec.config import Config
-from distilrec.config_file import load_config, merged, read_yaml
+from distilrec.config_file import load_config, merged, read_yaml, with_words
 from distilrec.errors import ConfigError
 from distilrec.files import hash_json
 from distilrec.methods import METHODS
@@ -161,7 +161,7 @@ class Matrix:
         content = self._content(one.dataset)
         student, method = dict(some.students[one.student] or {}), dict(some.methods[one.method] or {})
         content["train"] = merged(
-            content.get("train") or {}, _group(student.pop("train", None), f"students.{one.student}.train")
+            _group(content.get("train"), "train"), _group(student.pop("train", None), f"students.{one.student}.train")
         )
         own = _group(method.pop("train", None), f"methods.{one.method}.train")
         if one.teacher is not None:
@@ -173,7 +173,7 @@ class Matrix:
             }
         content["student"] = {"name": _name(some.students, one.student), **_own(student)}
         content["method"] = {"name": kind.name, **_own(method)}
-        content["distil"] = merged(merged(content["train"], content.get("distil") or {}), own)
+        content["distil"] = merged(merged(content["train"], _group(content.get("distil"), "distil")), own)
         content |= {"name": self.run_name(one, seed), "seed": seed}
         config = load_config(None, [], content)
         if kind.name == PLAIN:
@@ -213,6 +213,11 @@ class Matrix:
                 found.append(values)
         return found
 
+    @property
+    def tuned(self) -> bool:
+        """Whether any combination has more than one trial."""
+        return any(len(self.trials_of(one)) > 1 for one in self.combinations)
+
     def plain_of(self, one: Combination) -> Combination:
         """Return the plain student that a combination is held against."""
         label = next(label for label in self.settings.methods if self.kind(label).name == PLAIN)
@@ -238,26 +243,40 @@ def read_matrix(path: Path) -> Matrix:
     return Matrix(checked(CompareSettings, read_yaml(path), where=str(path)))
 
 
-def matrix_for_log(interactions: Path, items: Path | None) -> Matrix:
-    """Return the matrix that a log of one's own is compared on: compare.yaml over defaults.yaml, both of the package."""
+def matrix_for_log(interactions: Path, items: Path | None, words: Sequence[str] = ()) -> Matrix:
+    """Return the matrix that a log of one's own is compared on: compare.yaml over defaults.yaml, both of the package.
+
+    `words` are `key=value` settings that all combinations share: `data`, `train`, `evaluate` and other parts of a run. They win over
+    the `train` of a student.
+    """
     defaults, own = (
         yaml.safe_load(files("distilrec").joinpath(name).read_text(encoding="utf-8"))
         for name in ("defaults.yaml", "compare.yaml")
     )
     name = _safe(interactions.name.split(".")[0]).strip("-._") or "log"
-    base = {
-        key: value
-        for key, value in defaults.items()
-        if key in _PARTS and key not in ("data", "student", "teacher", "method")
-    }
-    data = {
-        **(defaults.get("data") or {}),
-        "interactions": str(interactions),
-        "items": None if items is None else str(items),
+    base = {key: value for key, value in defaults.items() if key in _PARTS}
+    base = _parts_of(with_words(base, words), "settings")
+    data = _group(base.pop("data", None), "data")
+    if twice := [f"data.{key}={data[key]}" for key in ("source", "interactions") if data.get(key) is not None]:
+        raise ConfigError(
+            f"the data are given more than once: {twice[0]} and --interactions {interactions}.",
+            remedy="Leave one of them out.",
+        )
+    data |= {"interactions": str(interactions)} | ({} if items is None else {"items": str(items)})
+    typed = {"train": _group(with_words({}, words).get("train"), "train")}
+    students = {
+        label: merged(some, typed) if some and "train" in some else some for label, some in own["students"].items()
     }
     teachers = {name: merged({key: value for key, value in defaults["teacher"].items() if key != "name"}, settings or {})
                 for name, settings in own["teachers"].items()}  # fmt: skip
-    content = {**own, "teachers": teachers, "name": f"compare-{name}", "base": base, "datasets": {name: {"data": data}}}
+    content = {
+        **own,
+        "students": students,
+        "teachers": teachers,
+        "name": f"compare-{name}",
+        "base": base,
+        "datasets": {name: {"data": data}},
+    }
     return Matrix(checked(CompareSettings, content, where="compare.yaml"))
 
 

@@ -74,7 +74,7 @@ def _about(matrix: Matrix, name: str, dataset: Dataset) -> dict[str, Any]:
 
 def _notes(matrix: Matrix, content: Mapping[str, Any]) -> list[str]:
     settings = matrix.settings
-    trials = settings.tune.trials
+    trials = settings.tune.trials if matrix.tuned else 1
     notes = [
         f"Every row was given the same split, the same catalogue to rank and the same seeds ({', '.join(map(str, settings.seeds))}); "
         f"epochs and settings were selected on validation, test was looked at once.",

@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, Field, model_validator
 
 from distilrec.config import Config, TrainSettings
+from distilrec.config_file import read_yaml
 from distilrec.errors import ConfigError
 from distilrec.progress import say
 from distilrec.settings import Settings, checked
@@ -156,15 +157,9 @@ def _part(key: str, value: Any, where: str) -> Range | list[Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    remedy = "See docs/tune.md."
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot be read ({error.strerror}).", where=str(path), remedy=remedy) from None
-    except (yaml.YAMLError, ValueError) as error:  # not UTF-8, or a date that there is not
-        raise ConfigError(f"not valid YAML ({' '.join(str(error).split())}).", where=str(path), remedy=remedy) from None
-    if not isinstance(content, dict) or not content:
-        raise ConfigError("the file must hold `key: range or choices`.", where=str(path), remedy=remedy)
+    content = read_yaml(path)
+    if not content:
+        raise ConfigError("the file must hold `key: range or choices`.", where=str(path), remedy="See docs/tune.md.")
     return content
 
 

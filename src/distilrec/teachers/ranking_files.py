@@ -17,6 +17,7 @@ EXAMPLE_NAMES = ("example_id", "example")
 USER_NAMES = ("user_id", "user", "uid", "session_id", "session", "customer_id", "visitor_id")
 _OTHER_KEYS = ("id", "key", "row_id", "sample_id")
 _ITEM_NAMES = ("items", "item_ids", "ranking", "rankings", "recommendations", "item_list")
+_ONE_ITEM_NAMES = ("item_id", "item")  # of tables with one item a row
 _SCORE_NAMES = ("scores", "confidences", "confidence", "score")
 _DISTANCE_NAMES = ("distances", "distance")
 _JSON = (".jsonl", ".ndjson")
@@ -74,7 +75,7 @@ def read_rankings(path: Path, columns: RankingColumns, *, distances: bool, key: 
     return RankingTable(
         table,
         str(_column(table, "key", columns.key, (*named, _OTHER_KEYS))),
-        str(_column(table, "items", columns.items, (_ITEM_NAMES,))),
+        str(_column(table, "items", columns.items, (_ITEM_NAMES, _ONE_ITEM_NAMES))),
         scores,
     )
 

@@ -34,6 +34,7 @@ from distilrec.teachers.ranking_files import (
     list_column,
     read_rankings,
 )
+from distilrec.teachers.recorded_long import gathered, in_order
 from distilrec.teachers.recorded_report import RecordedReport
 from distilrec.teachers.vector_files import listed, read_item_vectors
 
@@ -123,24 +124,29 @@ def read_recorded(settings: RecordedSettings, dataset: Dataset) -> Recorded:
 
 
 def _from_table(settings: RecordedSettings, path: Path, dataset: Dataset) -> tuple[_Lists, RecordedReport]:
-    """Read a table of rankings; drop the rows whose key is of no use."""
-    found = read_rankings(path, settings.columns, distances=settings.scores_are == "distances", key=settings.key)
+    """Read a table of rankings; drop the rows whose key is of no use, and gather those that hold one item of a ranking each."""
+    distances = settings.scores_are == "distances"
+    found = read_rankings(path, settings.columns, distances=distances, key=settings.key)
     keys = found.keys()
     examples = _matched(keys, _key_kind(settings.key, found, dataset), dataset)
     unknown, trained = examples == _UNKNOWN, examples >= 0
     first = np.zeros(len(examples), dtype=bool)
     first[np.unique(np.where(trained, examples, _UNKNOWN), return_index=True)[1]] = True
-    kept = trained & first
+    long = gathered(found, examples, trained)
+    kept = trained & (first | long)
     report = RecordedReport(
         rows=len(examples),
         unknown_keys=int(unknown.sum()),
         unknown_key_ids=_first(keys, unknown),
         held_out=int((examples == _HELD_OUT).sum()),
-        repeated_rows=int((trained & ~first).sum()),
+        repeated_rows=int((trained & ~first & ~long).sum()),
+        gathered_rows=int(long.sum()),
+        gathered=int((long & first).sum()),
     )
     if report.unknown_keys > settings.tolerance * report.rows:
         raise _mismatch(report.unknown_keys, report.rows, "rows are for keys", report.unknown_key_ids, found.where)
-    table = Table(path, found.table.frame.filter(kept))
+    order = in_order(found, examples, kept, long)
+    table = Table(path, found.table.frame[order])
     lists = list_column(table, found.items)
     lengths = _lengths(lists)
     text = as_text(_flat(lists))
@@ -148,9 +154,10 @@ def _from_table(settings: RecordedSettings, path: Path, dataset: Dataset) -> tup
     scores = np.zeros(len(items), dtype=np.float32)
     if found.scores is not None:
         scores = _scores(table, found.scores, lengths)
-        scores = np.float32(0) - scores if settings.scores_are == "distances" else scores
+        scores = np.float32(0) - scores if distances else scores
     report = replace(report, unknown_item_ids=_first(text, items == _UNKNOWN))
-    return _Lists(examples[kept], lengths, items, scores), report
+    starts = np.flatnonzero(np.diff(examples[order], prepend=_UNKNOWN))
+    return _Lists(examples[order][starts], np.add.reduceat(lengths, starts), items, scores), report
 
 
 def _from_lines(

@@ -8,13 +8,16 @@ from distilrec.teachers.vector_files import listed
 
 @dataclass(frozen=True, slots=True)
 class RecordedReport:
-    """What became of recorded rankings. All of `rows` end in one of five counts, the last of which is `kept`.
+    """What became of recorded rankings. All of `rows` end in one of five counts, the last of which is `kept`; those that were
+    gathered count as one each ranking.
 
     Attributes:
         rows: rows read.
         unknown_keys: rows whose key is not in the data set; `unknown_key_ids` has the first of them.
         held_out: rows of histories or examples that have no part in training.
         repeated_rows: rows for an example that an earlier row was for.
+        gathered_rows: rows of one item at most, gathered with others for the same example into `gathered` rankings.
+        gathered: rankings made of them.
         empty_lists: rows left without any known item.
         kept: rows imported.
         mentions: item ids in the lists of rows that were not dropped for their key.
@@ -30,6 +33,8 @@ class RecordedReport:
     unknown_key_ids: tuple[str, ...] = ()
     held_out: int = 0
     repeated_rows: int = 0
+    gathered_rows: int = 0
+    gathered: int = 0
     empty_lists: int = 0
     kept: int = 0
     mentions: int = 0
@@ -44,7 +49,9 @@ class RecordedReport:
         """Return what a reader should know, a line each."""
         lines = []
         if self.rows:
-            lines.append(f"{self.rows:,} rows read, {self.kept:,} kept")
+            lines.append(f"{self.rows:,} rows read, {self.kept:,} {'rankings ' if self.gathered else ''}kept")
+        if self.gathered:
+            lines.append(f"{self.gathered_rows:,} rows of one item each gathered into {self.gathered:,} rankings")
         for count, text in (
             (self.unknown_keys, f"rows dropped, unknown to the data set ({listed([*self.unknown_key_ids])})"),
             (self.held_out, "rows dropped, held out from training"),
