@@ -320,9 +320,9 @@ def baselines_table(rows: list[dict[str, Any]]) -> str:
         "Cells whose ranks are kept; gains are means over students and seeds, differences have 95 % intervals over users. The "
         "intervals are of means; p goes by the ranks of differences, not by their size: Wilcoxon signed-rank test of users' "
         "NDCG@10, averaged over students and seeds, after Holm over this table. Settings are those that "
-        "validation on Beauty chose: of dllm2rec and soft_labels under each student, of the other baselines one weight each under SASRec "
-        "(unkd's 1 and 3 were level, 3 was kept), and again under GRU4Rec (rrd, dcd, unkd, hint, htd, de, cd) and DROS (rrd, dcd, unkd). "
-        "What was tried: `results/raw/dllm2rec_tried.jsonl`. `results/dllm2rec.json`.",
+        "validation on Beauty chose: of dllm2rec and soft_labels under each student, of the other baselines one weight each under "
+        "SASRec (unkd's 1 and 3 were level, 3 was kept), and again under GRU4Rec (rrd, dcd, unkd, hint, htd, de, cd) and DROS (rrd, "
+        "dcd, unkd). What was tried: `results/raw/dllm2rec_tried.jsonl`. `results/dllm2rec.json`.",
     ]
     return "\n".join(lines)
 
