@@ -13,7 +13,7 @@ from distilrec.errors import ConfigError
 from distilrec.settings import checked
 
 _CHOICES = ("student", "teacher", "method")  # the settings that are a `Choice`
-_ORIGINS = ("data.source", "data.interactions")
+_ORIGINS = (("data.source", "data.interactions"), ("data.items",))  # of each, one value
 _OCTAL = re.compile(r"[-+]?0[0-7_]+")
 
 
@@ -43,12 +43,14 @@ def with_words(content: Mapping[str, Any], overrides: Sequence[str]) -> dict[str
         if not found or not key:
             raise ConfigError(f"{override!r} is not key=value.", remedy="Write overrides as train.epochs=5.")
         given.append((key, _parse(text, key)))
-    origins = dict.fromkeys(f"{key}={value}" for key, value in given if key in _ORIGINS and value is not None)
-    if len(origins) > 1:
-        raise ConfigError(
-            f"the data are given more than once: {', '.join(origins)}.",
-            remedy="Leave one of them out (--interactions FILE means data.interactions=FILE).",
-        )
+    for keys in _ORIGINS:
+        origins = dict.fromkeys(f"{key}={value}" for key, value in given if key in keys and value is not None)
+        if len(origins) > 1:
+            option = keys[-1].removeprefix("data.")
+            raise ConfigError(
+                f"the data are given more than once: {', '.join(origins)}.",
+                remedy=f"Leave one of them out (--{option} FILE means data.{option}=FILE).",
+            )
     given.sort(key=lambda one: one[0] not in _CHOICES and one[0].removesuffix(".name") not in _CHOICES)
     for key, value in given:
         _set(whole, key.split("."), value, key)

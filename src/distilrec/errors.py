@@ -3,6 +3,8 @@
 Exit codes: 2 for wrong input or settings (`InputError` and its children), 130 for an interruption, 1 for a fault of ours.
 """
 
+TRAIN_AGAIN = "Train it again; in a run, delete its folder first."  # what to do about damaged weights
+
 
 class DistilrecError(Exception):
     """Base of every error that distilrec raises on purpose.

@@ -305,6 +305,9 @@ def test_data_from_two_places(cli: Cli, log: Path, titles: Path) -> None:
     for word in ("data.source=ml-100k", "data.interactions=other.csv"):
         done = cli("prepare", "--interactions", log, "--items", titles, word)
         check(done, f"the data are given more than once: {word}, data.interactions={log}.", "Leave one of them out")
+    done = cli("prepare", "--interactions", log, "--items", titles, "data.items=other.csv")
+    check(done, f"the data are given more than once: data.items=other.csv, data.items={titles}.", "--items FILE means")
+    assert cli("prepare", "--interactions", log, "--items", titles, f"data.items={titles}").code == 0
 
 
 def test_a_word_that_yaml_takes_for_a_truth(cli: Cli, log: Path, titles: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from distilrec.data.batching import Batch
-from distilrec.errors import InputError
+from distilrec.errors import TRAIN_AGAIN, InputError
 from distilrec.files import write_with
 from distilrec.settings import Settings, checked
 
@@ -126,7 +126,11 @@ def load_student(path: Path, registry: Mapping[str, type[Student]]) -> Student:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, SafetensorError) as error:
-        raise InputError(f"not a saved student ({error}).", where=str(path), remedy="Train it again.") from None
+        raise InputError(
+            f"not a saved student ({error}).",
+            where=str(path),
+            remedy=TRAIN_AGAIN,
+        ) from None
     kind = registry.get(metadata.get("student", ""))
     if kind is None:
         raise InputError(f"unknown student {metadata.get('student')!r}.", where=str(path), remedy="Update distilrec.")
@@ -137,7 +141,9 @@ def load_student(path: Path, registry: Mapping[str, type[Student]]) -> Student:
     except (KeyError, ValueError, RuntimeError) as error:
         text = " ".join(str(error).split())[:200]
         raise InputError(
-            f"not a {kind.name} of this version ({text}).", where=str(path), remedy="Train it again."
+            f"not a {kind.name} of this version ({text}).",
+            where=str(path),
+            remedy=TRAIN_AGAIN,
         ) from None
     return student.eval()
 

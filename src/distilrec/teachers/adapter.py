@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from distilrec.errors import FingerprintError, InputError
+from distilrec.errors import TRAIN_AGAIN, FingerprintError, InputError
 from distilrec.files import read_json, write_json, write_with
 from distilrec.teachers.llm import llm_identity
 
@@ -101,7 +101,11 @@ def read_teacher(
     try:
         return saved["settings"], load_file(folder / _ADAPTER), load_file(folder / file)
     except (OSError, SafetensorError) as error:
-        raise InputError(f"not a saved teacher ({error}).", where=str(folder), remedy="Train it again.") from None
+        raise InputError(
+            f"not a saved teacher ({error}).",
+            where=str(folder),
+            remedy=TRAIN_AGAIN,
+        ) from None
 
 
 def put_back(llm: Any, adapter: dict[str, Tensor], folder: Path) -> None:
