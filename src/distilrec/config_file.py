@@ -109,7 +109,11 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.whole_number)
 
 
 def _read(text: str) -> Any:
-    return yaml.load(text, _Loader)  # noqa: S506 - it is a SafeLoader
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 def _parse(text: str, key: str) -> Any:

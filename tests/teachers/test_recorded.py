@@ -174,23 +174,6 @@ u003,e,3
     assert alone.report.lines() == ["2 rows read, 2 kept"]
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ("user_id,item_id,rank\nu000,a,2\nu000,b,first\n", ["line 3, column 'rank'", "1 ranks are no finite numbers."]),
-        ("user_id,item_id,rank\nu000,a,2\nu000,b,\n", ["line 3, column 'rank'"]),
-        ("user_id,item_id,score\nu003,a,1\nu000,b,1\nu003,c,\n", ["line 4, column 'score'", "0 scores for 1 items"]),
-        ("user_id,item_id,score\nu003,a,1\nu000,b,1\nu003,c,x\n", ["line 4, column 'score'", "no finite numbers"]),
-        ("user_id,item_id,item\nu000,a,b\n", ["the items column is not clear: 'item_id', 'item'"]),
-        ("who,item_id\nu000,a\n", ["no key column found"]),
-    ],
-)
-def test_bad_long_tables(dataset: Dataset, tmp_path: Path, content: str, words: list[str]) -> None:
-    line = refused(tmp_path / "r.csv", dataset, content)
-    for word in words:
-        assert word in line
-
-
 def test_example_ids(dataset: Dataset, tmp_path: Path) -> None:
     # 5 is the first item of a history and 18 lies behind the last: no examples; 3 and 8 are held out.
     content = "example_id,items\n15,a\n1,b\n5,a\n3,a\n8,a\n18,a\n-1,a\nx,a\n13,c\n"
@@ -326,6 +309,12 @@ def test_the_tolerance_is_a_share_of_rows_and_of_mentions(dataset: Dataset, tmp_
         ("user_id,items\nu002,a\n", ["none of 1 rows can be used", "1 are held out"]),
         ("user_id,items\nu000,\n", ["none of 1 rows can be used"]),
         ("user_id\nu000\n", ["no items column found among 'user_id'"]),
+        ("user_id,item_id,rank\nu000,a,2\nu000,b,first\n", ["line 3, column 'rank'", "1 ranks are no finite numbers."]),
+        ("user_id,item_id,rank\nu000,a,2\nu000,b,\n", ["line 3, column 'rank'"]),
+        ("user_id,item_id,score\nu003,a,1\nu000,b,1\nu003,c,\n", ["line 4, column 'score'", "0 scores for 1 items"]),
+        ("user_id,item_id,score\nu003,a,1\nu000,b,1\nu003,c,x\n", ["line 4, column 'score'", "no finite numbers"]),
+        ("user_id,item_id,item\nu000,a,b\n", ["the items column is not clear: 'item_id', 'item'"]),
+        ("who,item_id\nu000,a\n", ["no key column found"]),
         ("user_id,items\n", ["no rows"]),
         ("", ["empty"]),
     ],

@@ -26,20 +26,16 @@ from distilrec.settings import Settings
 from distilrec.teachers.base import Asked, Materials, Trained
 from distilrec.teachers.dllm2rec_files import RANKINGS, read_dllm2rec
 from distilrec.teachers.ranking_files import (
-    EXAMPLE_NAMES,
-    USER_NAMES,
     RankingColumns,
-    RankingTable,
-    is_named,
     list_column,
     read_rankings,
 )
+from distilrec.teachers.recorded_keys import HELD_OUT, UNKNOWN, key_kind, matched, places_in
 from distilrec.teachers.recorded_long import gathered, in_order
 from distilrec.teachers.recorded_report import RecordedReport
 from distilrec.teachers.vector_files import listed, read_item_vectors
 
 _ROW, _ITEM, _SCORE = "row", "item", "score"  # of the long table: one row per item mentioned
-_UNKNOWN, _HELD_OUT = -1, -2  # in place of an id
 _SHOWN = 5  # offenders kept for messages
 _NOTHING = pl.DataFrame(schema={EXAMPLE: pl.Int64, ITEMS: pl.List(pl.Int32), SCORES: pl.List(pl.Float32)})
 
@@ -91,7 +87,7 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class _Lists:
-    """Rankings laid out flat: [R] example ids and lengths; [M] internal item ids (`_UNKNOWN` outside the catalogue), scores."""
+    """Rankings laid out flat: [R] example ids and lengths; [M] internal item ids (`UNKNOWN` outside the catalogue), scores."""
 
     examples: Ints
     lengths: Ints
@@ -128,17 +124,17 @@ def _from_table(settings: RecordedSettings, path: Path, dataset: Dataset) -> tup
     distances = settings.scores_are == "distances"
     found = read_rankings(path, settings.columns, distances=distances, key=settings.key)
     keys = found.keys()
-    examples = _matched(keys, _key_kind(settings.key, found, dataset), dataset)
-    unknown, trained = examples == _UNKNOWN, examples >= 0
+    examples = matched(keys, key_kind(settings.key, found, dataset), dataset)
+    unknown, trained = examples == UNKNOWN, examples >= 0
     first = np.zeros(len(examples), dtype=bool)
-    first[np.unique(np.where(trained, examples, _UNKNOWN), return_index=True)[1]] = True
+    first[np.unique(np.where(trained, examples, UNKNOWN), return_index=True)[1]] = True
     long = gathered(found, examples, trained)
     kept = trained & (first | long)
     report = RecordedReport(
         rows=len(examples),
         unknown_keys=int(unknown.sum()),
         unknown_key_ids=_first(keys, unknown),
-        held_out=int((examples == _HELD_OUT).sum()),
+        held_out=int((examples == HELD_OUT).sum()),
         repeated_rows=int((trained & ~first & ~long).sum()),
         gathered_rows=int(long.sum()),
         gathered=int((long & first).sum()),
@@ -150,13 +146,13 @@ def _from_table(settings: RecordedSettings, path: Path, dataset: Dataset) -> tup
     lists = list_column(table, found.items)
     lengths = _lengths(lists)
     text = as_text(_flat(lists))
-    items = _codes(text, dataset.item_ids)
+    items = places_in(text, dataset.item_ids)
     scores = np.zeros(len(items), dtype=np.float32)
     if found.scores is not None:
         scores = _scores(table, found.scores, lengths)
         scores = np.float32(0) - scores if distances else scores
-    report = replace(report, unknown_item_ids=_first(text, items == _UNKNOWN))
-    starts = np.flatnonzero(np.diff(examples[order], prepend=_UNKNOWN))
+    report = replace(report, unknown_item_ids=_first(text, items == UNKNOWN))
+    starts = np.flatnonzero(np.diff(examples[order], prepend=UNKNOWN))
     return _Lists(examples[order][starts], np.add.reduceat(lengths, starts), items, scores), report
 
 
@@ -169,45 +165,7 @@ def _from_lines(
     report = RecordedReport(rows=len(examples), unknown_item_ids=_first(pl.Series(flat), ~known))
     scores = np.zeros(items.shape, dtype=np.float32) if scores is None else scores
     lengths = np.full(len(examples), items.shape[1])
-    return _Lists(examples, lengths, np.where(known, flat, _UNKNOWN), scores.ravel()), report
-
-
-def _key_kind(asked: str, found: RankingTable, dataset: Dataset) -> str:
-    """Return what the keys are, `example` or `user`: as asked for, as the column's name says, or the only one that fits."""
-    if asked != "auto":
-        return asked
-    for kind, names in (("example", EXAMPLE_NAMES), ("user", USER_NAMES)):
-        if is_named(found.key, names):
-            return kind
-    fits = [kind for kind in ("example", "user") if (_matched(found.keys(), kind, dataset) != _UNKNOWN).all()]
-    if len(fits) != 1:
-        which = "both as example ids and" if fits else "neither as example ids nor"
-        raise InputError(
-            f"the keys fit the data set {which} as user or session ids.",
-            where=f"{found.where}, column {found.key!r}",
-            remedy="Say what they are with teacher.key=example or teacher.key=user.",
-        )
-    return fits[0]
-
-
-def _matched(keys: pl.Series, kind: str, dataset: Dataset) -> Ints:
-    """Return the example id that each key means, `_UNKNOWN` or `_HELD_OUT`."""
-    offsets, train_end = np.asarray(dataset.offsets), np.asarray(dataset.split.train_end)
-    if kind == "user":
-        rows = _codes(keys, dataset.user_ids)
-        last = offsets[rows] + train_end[rows] - 1
-        return np.where(rows == _UNKNOWN, _UNKNOWN, np.where(train_end[rows] >= 2, last, _HELD_OUT))
-    ids = keys.cast(pl.Int64, strict=False).fill_null(-1).to_numpy()
-    inside = (ids >= 0) & (ids < len(dataset.items))
-    rows = dataset.rows_of(np.where(inside, ids, 0))
-    place = ids - offsets[rows]  # the first item of a history has nothing before it, so it is no example
-    return np.where(~inside | (place == 0), _UNKNOWN, np.where(place < train_end[rows], ids, _HELD_OUT))
-
-
-def _codes(values: pl.Series, known: list[str]) -> Ints:
-    """Return the place of each value in `known`, `_UNKNOWN` where it is not there."""
-    places = values.cast(pl.Enum(known), strict=False).to_physical().cast(pl.Int64)
-    return places.fill_null(_UNKNOWN).to_numpy()
+    return _Lists(examples, lengths, np.where(known, flat, UNKNOWN), scores.ravel()), report
 
 
 def _lengths(lists: pl.Series) -> Ints:
@@ -243,7 +201,7 @@ def _cleaned(
     lists: _Lists, report: RecordedReport, settings: RecordedSettings, dataset: Dataset, *, where: Path
 ) -> tuple[pl.DataFrame, RecordedReport]:
     """Drop unknown and repeated items, put each list in the order of its scores, and count all of it."""
-    mentions, unknown = len(lists.items), int((lists.items == _UNKNOWN).sum())
+    mentions, unknown = len(lists.items), int((lists.items == UNKNOWN).sum())
     if unknown > settings.tolerance * mentions:
         raise _mismatch(unknown, mentions, "item ids are of items", report.unknown_item_ids, str(where))
     rows = np.repeat(np.arange(len(lists.examples)), lists.lengths)
