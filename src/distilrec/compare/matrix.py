@@ -173,7 +173,7 @@ class Matrix:
             }
         content["student"] = {"name": _name(some.students, one.student), **_own(student)}
         content["method"] = {"name": kind.name, **_own(method)}
-        content["distil"] = merged(merged(content["train"], _group(content.get("distil"), "distil")), own)
+        content["distil"] = merged(_group(content.get("distil"), "distil"), own)  # over `train`: load_config
         content |= {"name": self.run_name(one, seed), "seed": seed}
         config = load_config(None, [], content)
         if kind.name == PLAIN:
